@@ -1,0 +1,270 @@
+"""params.yaml as frozen dataclasses, one per section.
+
+Built once, at the door: an unknown, missing, mistyped or out-of-range key raises one ConfigError that lists
+every such key. A training variant is the section `train.base` with the keys of `train.<variant>` over it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from psclap.errors import ConfigError, PsclapError
+from psclap.files import atomic_file
+from psclap.schema import CaptionSet, Split
+from psclap.strict import above, at_least, between, from_mapping, not_empty
+
+PRESETS_FOLDER = Path(__file__).parent / "presets"
+
+
+@dataclass(frozen=True)
+class CorpusConfig:
+    """Which corpus, and its own options (psclap/corpora/NAME.py lists them)."""
+
+    name: str
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class ShardConfig:
+    """How clips become shards. A clip outside the durations, or that cannot be decoded, is rejected."""
+
+    sample_rate_hz: int = field(metadata=between(8000, 48000))
+    max_samples_per_shard: int = field(metadata=at_least(1))
+    min_duration_s: float = field(metadata=above(0))
+    max_duration_s: float = field(metadata=above(0))
+    max_reject_rate: float = field(metadata=between(0, 1))
+
+    def __post_init__(self) -> None:
+        if self.min_duration_s >= self.max_duration_s:
+            raise ConfigError(
+                f"min_duration_s {self.min_duration_s} must be below max_duration_s {self.max_duration_s}"
+            )
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """A transformers encoder: pretrained weights by name or path, or a fresh one from `config`; not both."""
+
+    pooling: Literal["mean", "mean_std", "cls"]
+    pretrained: str | None = None
+    config: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.pretrained is None) == (self.config is None):
+            raise ConfigError("give either `pretrained` (a name or path) or `config` (with a model_type)")
+        if self.config is not None and not isinstance(self.config.get("model_type"), str):
+            raise ConfigError("`config` needs a model_type, such as wavlm, logmel_conv or bert")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The dual encoder. `normalise_audio`: zero mean and unit variance per clip, as the paper does."""
+
+    speech: EncoderConfig
+    text: EncoderConfig
+    projection_dim: int = field(metadata=at_least(1))
+    projection_dropout: float = field(metadata=between(0, 0.99))
+    initial_logit_scale: float = field(metadata=between(1, 100))
+    normalise_audio: bool
+    max_text_tokens: int = field(metadata=at_least(8))
+    tokenizer_vocab_size: int | None = field(default=None, metadata=at_least(64))
+
+    def __post_init__(self) -> None:
+        if self.speech.pooling == "cls":
+            raise ConfigError("speech.pooling 'cls': speech encoders have no CLS frame; use mean or mean_std")
+        if self.text.pooling == "mean_std":
+            raise ConfigError("text.pooling 'mean_std' is for speech; use cls or mean")
+        if (self.text.pretrained is None) == (self.tokenizer_vocab_size is None):
+            raise ConfigError(
+                "tokenizer_vocab_size is needed with a fresh text encoder, whose tokenizer is trained on the "
+                "captions, and must be null with a pretrained one, which brings its own"
+            )
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One variant's training. Exactly one of `max_steps` and `max_epochs` is given; batches are global."""
+
+    caption_sets: tuple[CaptionSet, ...] = field(metadata=not_empty())
+    global_batch_size: int = field(metadata=at_least(2))
+    max_steps: int | None = field(metadata=at_least(1))
+    max_epochs: int | None = field(metadata=at_least(1))
+    max_crop_s: float = field(metadata=above(0))
+    duplicate_captions: Literal["positives", "negatives"]
+    tag_loss_weight: float = field(metadata=at_least(0))
+    class_balanced: bool
+    min_rare_samples: int = field(metadata=at_least(0))
+    rare_block_size: int = field(metadata=at_least(1))
+    rare_below_share: float = field(metadata=between(0, 1))
+    optimizer: Literal["adam", "adamw"]
+    learning_rate: float = field(metadata=above(0))
+    weight_decay: float = field(metadata=at_least(0))
+    schedule: Literal["constant", "cosine"]
+    warmup_steps: int = field(metadata=at_least(0))
+    max_grad_norm: float | None = field(metadata=above(0))
+    gradient_checkpointing: bool
+    log_every: int = field(metadata=at_least(1))
+    validate_every: int = field(metadata=at_least(1))
+    validation_set: CaptionSet
+
+    def __post_init__(self) -> None:
+        if (self.max_steps is None) == (self.max_epochs is None):
+            raise ConfigError(
+                f"max_steps {self.max_steps} and max_epochs {self.max_epochs}: give one, leave the other null"
+            )
+        if len(set(self.caption_sets)) != len(self.caption_sets):
+            raise ConfigError(f"caption_sets {list(self.caption_sets)} names a set twice")
+        if self.class_balanced and self.min_rare_samples > self.rare_block_size:
+            raise ConfigError(
+                f"min_rare_samples {self.min_rare_samples} exceeds rare_block_size {self.rare_block_size}"
+            )
+
+
+@dataclass(frozen=True)
+class ResourcesConfig:
+    """Where there are GPUs, one worker each (`gpu_workers` null: all of them); else `cpu_workers`."""
+
+    cpu_workers: int = field(metadata=at_least(1))
+    threads_per_cpu_worker: int = field(metadata=at_least(1))
+    gpu_workers: int | None = field(metadata=at_least(1))
+    max_failures: int = field(metadata=at_least(0))
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """What evaluation scores; the attributes whose candidates the test set carries, of `attributes`."""
+
+    split: Split
+    caption_sets: tuple[CaptionSet, ...] = field(metadata=not_empty())
+    attributes: tuple[str, ...] = field(metadata=not_empty())
+    batch_size: int = field(metadata=at_least(1))
+
+
+@dataclass(frozen=True)
+class RegisterConfig:
+    """Registered models are named `{name_prefix}-{variant}`; the newest version gets the alias."""
+
+    experiment: str
+    name_prefix: str
+    alias: str
+
+
+@dataclass(frozen=True)
+class EmbedConfig:
+    """Which split the registered model of which variant embeds."""
+
+    variant: str
+    split: Split
+    batch_size: int = field(metadata=at_least(1))
+
+
+@dataclass(frozen=True)
+class Params:
+    """The whole of params.yaml; `train` maps each variant's name to its configuration."""
+
+    seed: int
+    corpus: CorpusConfig
+    shard: ShardConfig
+    model: ModelConfig
+    train: Mapping[str, TrainConfig]
+    resources: ResourcesConfig
+    evaluate: EvaluateConfig
+    register: RegisterConfig
+    embed: EmbedConfig
+
+
+@dataclass(frozen=True)
+class _RawParams:
+    """params.yaml as it is written, with the variants not yet laid over their base."""
+
+    seed: int = field(metadata=between(0, 2**32 - 1))
+    variants: tuple[str, ...] = field(metadata=not_empty())
+    corpus: CorpusConfig
+    shard: ShardConfig
+    model: ModelConfig
+    train: Mapping[str, Any]
+    resources: ResourcesConfig
+    evaluate: EvaluateConfig
+    register: RegisterConfig
+    embed: EmbedConfig
+
+
+def load_params(path: Path | str) -> Params:
+    """Reads and checks a params file. Raises ConfigError that lists every broken key."""
+    path = Path(path)
+    try:
+        mapping = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"cannot read the params file {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    try:
+        return parse_params(mapping)
+    except ConfigError as error:
+        raise ConfigError(f"{path} breaks its rules:\n  " + str(error).replace("\n", "\n  ")) from error
+
+
+def parse_params(mapping: Any) -> Params:
+    """Params from a mapping of sections; errors as `load_params`."""
+    problems: list[str] = []
+    raw: _RawParams | None = None
+    try:
+        raw = from_mapping(_RawParams, mapping, "params")
+    except ConfigError as error:
+        problems.append(str(error).replace("params.", ""))
+    variants: dict[str, TrainConfig] = {}
+    if isinstance(mapping, Mapping) and isinstance(mapping.get("train"), Mapping):
+        try:
+            variants = _variants(mapping["train"], mapping.get("variants"))
+        except ConfigError as error:
+            problems.append(str(error))
+    if raw is not None and raw.embed.variant not in variants:
+        problems.append(f"embed.variant: {raw.embed.variant!r} must be one of the variants {list(variants)}")
+    if problems or raw is None:
+        raise ConfigError("\n".join(problems))
+    sections = {f.name: getattr(raw, f.name) for f in fields(Params) if f.name != "train"}
+    return Params(train=variants, **sections)
+
+
+def _variants(train: Mapping[str, Any], names: Any) -> dict[str, TrainConfig]:
+    overrides = {name: section for name, section in train.items() if name != "base"}
+    if not isinstance(names, list) or sorted(map(str, names)) != sorted(overrides):
+        raise ConfigError(f"variants: {names!r} must list the sections of train besides base: {list(overrides)}")
+    base = train.get("base")
+    if not isinstance(base, Mapping):
+        raise ConfigError("train.base: missing section; it holds what the variants share")
+    problems, variants = [], {}
+    for name, section in overrides.items():
+        try:
+            if not isinstance(section, Mapping):
+                raise ConfigError(f"train.{name}: {section!r} is not a section; write {{}} to change nothing")
+            variants[name] = from_mapping(TrainConfig, {**base, **section}, f"train.{name}")
+        except ConfigError as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return variants
+
+
+def preset_names() -> list[str]:
+    """The presets that ship with psclap."""
+    return sorted(path.stem for path in PRESETS_FOLDER.glob("*.yaml"))
+
+
+def use_preset(name: str, target: Path, force: bool = False) -> None:
+    """Makes `target` (params.yaml) a copy of a preset. Edited params are only overwritten with `force`."""
+    if name not in preset_names():
+        raise ConfigError(f"no preset {name!r}; presets: {', '.join(preset_names())}")
+    presets = {path.read_text() for path in PRESETS_FOLDER.glob("*.yaml")}
+    if target.exists() and target.read_text() not in presets and not force:
+        raise PsclapError(
+            f"{target} differs from every preset: your edits would be lost; commit or copy it, then use --force"
+        )
+    text = (PRESETS_FOLDER / f"{name}.yaml").read_text()
+    with atomic_file(target) as partial:
+        partial.write_text(text)

@@ -1,0 +1,29 @@
+"""The one kind of error a user can mend.
+
+Raised at the doors (files, configuration, command line) with the value, the rule and the way out in the
+message; the command line and the stages print it without a traceback. Anything else that is raised is a bug.
+"""
+
+
+class PsclapError(ValueError):
+    """Bad input: the message names the value, the rule it breaks and how to mend it."""
+
+
+class ConfigError(PsclapError):
+    """A params file breaks its rules; lists every broken key."""
+
+
+class AudioError(PsclapError):
+    """Audio that cannot be used; `reason` is the short label that reject lists count by.
+
+    `detail` says what was found, without the path (the caller knows which file it asked for).
+    """
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+class CheckpointError(PsclapError):
+    """A checkpoint folder is missing, partial or of another architecture."""

@@ -1,0 +1,70 @@
+"""Files that are whole or absent: written under a temporary name, then renamed.
+
+A reader, or a later run, never takes half a write for the whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from psclap.errors import PsclapError
+
+
+def _partial_name(path: Path) -> Path:
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(path.parent, os.W_OK):
+            raise PermissionError("no permission to write there")
+    except OSError as error:
+        raise PsclapError(
+            f"cannot write {path}: {error.strerror or error}; choose a folder that you may write to"
+        ) from error
+    return path.parent / f".{path.name}.partial-{os.getpid()}"
+
+
+@contextmanager
+def atomic_file(path: Path | str) -> Iterator[Path]:
+    """Yields a temporary path to write to; on success it becomes `path`, on any failure it is removed."""
+    path = Path(path)
+    partial = _partial_name(path)
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path | str) -> Iterator[Path]:
+    """Yields a temporary folder to fill; on success it replaces `path`, on any failure it is removed."""
+    path = Path(path)
+    partial = _partial_name(path)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Writes `value` as indented JSON; NaN is refused, because other readers refuse it too."""
+    with atomic_file(path) as partial:
+        partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def sha256_file(path: Path | str) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,38 @@
+"""Work spread over the processes of one machine, in order, and without orphans when interrupted."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from typing import TypeVar
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+def available_cpus() -> int:
+    """The number of CPU cores this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
+def process_map(
+    function: Callable[[Job], Result], jobs: Iterable[Job], processes: int | None, *, chunk: int = 1
+) -> Iterator[Result]:
+    """Yields `function(job)` for each job, in order; None for `processes` means every available core.
+
+    The first exception of a job is raised here, and jobs not yet begun are dropped, as on Ctrl-C.
+    """
+    pool = ProcessPoolExecutor(
+        processes or available_cpus(),
+        mp_context=multiprocessing.get_context("fork"),
+        # Ctrl-C reaches every process of the group: the workers leave it to us, or each prints a traceback.
+        initializer=signal.signal,
+        initargs=(signal.SIGINT, signal.SIG_IGN),
+    )
+    try:
+        yield from pool.map(function, jobs, chunksize=chunk)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
