@@ -1,0 +1,70 @@
+"""Zero-shot classification: the attribute's candidates as prompts, the nearest one wins.
+
+Source: ParaSpeechCLAP, evaluation; the candidates are those of the attribute that the test set carries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from psclap import metrics
+from psclap.errors import PsclapError
+from psclap.schema import Split
+from psclap.shards.index import ShardIndex
+from psclap.tags import ATTRIBUTES, default_prompt
+
+
+@dataclass(frozen=True)
+class ClassificationSet:
+    """The clips that carry exactly one candidate of an attribute, and which one."""
+
+    attribute: str
+    candidates: tuple[str, ...]
+    rows: np.ndarray  # (N,) of the index
+    actual: np.ndarray  # (N,) numbers of candidates
+
+    @property
+    def prompts(self) -> list[str]:
+        """One prompt a candidate."""
+        return [default_prompt(tag) for tag in self.candidates]
+
+    @classmethod
+    def of(cls, index: ShardIndex, split: Split, attribute: str) -> ClassificationSet:
+        """The test set of an attribute. Raises PsclapError where fewer than two candidates occur."""
+        if attribute not in ATTRIBUTES:
+            raise PsclapError(
+                f"evaluate.attributes: unknown attribute {attribute!r}; known: {', '.join(ATTRIBUTES)}"
+            )
+        carried: dict[int, str] = {}
+        for number in np.flatnonzero(index.table["split"].to_numpy() == split):
+            row = index.row(int(number))
+            tags = set(row["intrinsic_tags"] + row["situational_tags"]) & set(ATTRIBUTES[attribute])
+            if len(tags) == 1:
+                carried[int(number)] = tags.pop()
+        candidates = tuple(tag for tag in ATTRIBUTES[attribute] if tag in set(carried.values()))
+        if len(candidates) < 2:
+            raise PsclapError(
+                f"evaluate.attributes: {attribute!r} cannot be scored on {split}: its clips carry "
+                f"{list(candidates)} of {list(ATTRIBUTES[attribute])}, and 2 are needed; leave it out"
+            )
+        actual = np.array([candidates.index(tag) for tag in carried.values()])
+        return cls(attribute, candidates, np.array(list(carried)), actual)
+
+
+def classify(speech_ND: np.ndarray, prompt_KD: np.ndarray) -> np.ndarray:
+    """(N,) the candidate whose prompt is nearest to each clip; embeddings are L2-normalised."""
+    return (speech_ND @ prompt_KD.T).argmax(1)
+
+
+def classification(speech_ND: np.ndarray, prompt_KD: np.ndarray, actual_N: np.ndarray) -> dict[str, Any]:
+    """UAR, macro F1 and the confusion matrix (rows: actual)."""
+    confusion = metrics.confusion_matrix(actual_N, classify(speech_ND, prompt_KD), len(prompt_KD))
+    return {
+        "UAR": metrics.unweighted_average_recall(confusion),
+        "macro_F1": metrics.macro_f1(confusion),
+        "confusion": confusion.tolist(),
+    }

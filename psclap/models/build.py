@@ -1,0 +1,168 @@
+"""A model and its processor: new from a ModelConfig, or from a checkpoint folder."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    Wav2Vec2FeatureExtractor,
+)
+
+from psclap.config import EncoderConfig, ModelConfig
+from psclap.errors import CheckpointError, PsclapError
+from psclap.models import ParaSpeechCLAPConfig, ParaSpeechCLAPModel, ParaSpeechCLAPProcessor
+
+_SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+
+
+def build_model(
+    config: ModelConfig, texts: Iterable[str], sample_rate_hz: int, seed: int
+) -> tuple[ParaSpeechCLAPModel, ParaSpeechCLAPProcessor]:
+    """A model with fresh or pretrained encoders and fresh projections, and its processor.
+
+    A fresh text encoder's tokenizer is trained on `texts`. Equal arguments give equal weights. Raises
+    PsclapError for encoders that cannot be loaded.
+    """
+    torch.manual_seed(seed)
+    tokenizer = _tokenizer(config, texts)
+    audio_config = _encoder_config(config.speech)
+    text_config = _encoder_config(config.text)
+    if config.text.pretrained is None:
+        text_config.vocab_size = len(tokenizer)
+        text_config.pad_token_id = tokenizer.pad_token_id
+    dual_config = ParaSpeechCLAPConfig(
+        audio_config=audio_config,
+        text_config=text_config,
+        audio_pooling=config.speech.pooling,
+        text_pooling=config.text.pooling,
+        projection_dim=config.projection_dim,
+        projection_dropout=config.projection_dropout,
+        logit_scale_init_value=config.initial_logit_scale,
+    )
+    model = ParaSpeechCLAPModel(
+        dual_config,
+        audio_model=_encoder(config.speech, audio_config),
+        text_model=_encoder(config.text, text_config),
+    )
+    extractor = Wav2Vec2FeatureExtractor(
+        sampling_rate=sample_rate_hz, do_normalize=config.normalise_audio, return_attention_mask=True
+    )
+    return model, ParaSpeechCLAPProcessor(extractor, tokenizer)
+
+
+def _encoder_config(encoder: EncoderConfig) -> PreTrainedConfig:
+    if encoder.pretrained is not None:
+        config = _pretrained(AutoConfig, encoder.pretrained)
+    else:
+        assert encoder.config is not None  # EncoderConfig has checked it
+        try:
+            config = AutoConfig.for_model(**encoder.config)
+        except (ValueError, TypeError) as error:
+            raise PsclapError(f"model: no encoder can be made from {dict(encoder.config)}: {error}") from error
+    # Layers and inputs dropped at random are no part of the published recipe.
+    for name, value in {"layerdrop": 0.0, "apply_spec_augment": False}.items():
+        if hasattr(config, name):
+            setattr(config, name, value)
+    return config
+
+
+def _encoder(encoder: EncoderConfig, config: PreTrainedConfig) -> PreTrainedModel:
+    if encoder.pretrained is None:
+        return AutoModel.from_config(config)
+    return _pretrained(AutoModel, encoder.pretrained, config=config)
+
+
+def _pretrained(auto_class: type, name: str, **kwargs):  # type: ignore[no-untyped-def]
+    try:
+        return auto_class.from_pretrained(name, **kwargs)  # type: ignore[attr-defined]
+    except (OSError, ValueError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise PsclapError(
+            f"model: {name!r} cannot be loaded ({first_line}); give a model of the Hub, "
+            "which needs a network or a filled cache, or the path of a local folder"
+        ) from error
+
+
+def _tokenizer(config: ModelConfig, texts: Iterable[str]) -> PreTrainedTokenizerBase:
+    if config.text.pretrained is not None:
+        tokenizer = _pretrained(AutoTokenizer, config.text.pretrained)
+        tokenizer.model_max_length = min(tokenizer.model_max_length, config.max_text_tokens)
+        return tokenizer
+    assert config.tokenizer_vocab_size is not None  # ModelConfig has checked it
+    return train_tokenizer(texts, config.tokenizer_vocab_size, config.max_text_tokens)
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, max_tokens: int) -> PreTrainedTokenizerFast:
+    """A lower-casing WordPiece tokenizer: every character, then the most frequent words of `texts`.
+
+    Equal texts give equal tokenizers, which the trainers of `tokenizers` do not promise.
+    """
+    normalizer, pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    words = Counter(
+        word for text in texts for word, _ in pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(text))
+    )
+    characters = sorted({character for word in words for character in word})
+    pieces = [*_SPECIAL_TOKENS, *characters, *(f"##{character}" for character in characters)]
+    pieces += sorted(words, key=lambda word: (-words[word], word))
+    vocabulary = {piece: number for number, piece in enumerate(list(dict.fromkeys(pieces))[:vocab_size])}
+
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, pre_tokenizer
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[(name, vocabulary[name]) for name in ("[CLS]", "[SEP]")]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=max_tokens,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+    )
+
+
+def load_model(folder: Path | str) -> tuple[ParaSpeechCLAPModel, ParaSpeechCLAPProcessor]:
+    """The model and processor of a checkpoint folder, in evaluation mode.
+
+    Raises CheckpointError where the folder is none, is of another architecture, or lacks weights.
+    """
+    folder = Path(folder)
+    _check_is_ours(folder)
+    try:
+        model, info = ParaSpeechCLAPModel.from_pretrained(folder, output_loading_info=True)
+        processor = ParaSpeechCLAPProcessor.from_pretrained(folder)
+    except Exception as error:  # safetensors, JSON and transformers each raise their own kind
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{folder} is a damaged checkpoint: {first_line}; fetch or train it again") from error
+    problems = {kind: sorted(map(str, keys)) for kind, keys in info.items() if keys}
+    if problems:
+        listing = "; ".join(f"{kind}: {', '.join(keys[:5])} ({len(keys)})" for kind, keys in problems.items())
+        raise CheckpointError(f"the weights in {folder} do not fit its config.json: {listing}")
+    return model.eval(), processor
+
+
+def _check_is_ours(folder: Path) -> None:
+    try:
+        model_type = json.loads((folder / "config.json").read_text())["model_type"]
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{folder} is no checkpoint folder: it has no readable config.json; give the folder that training "
+            "wrote (such as models/combined) or a models:/ URI"
+        ) from error
+    if model_type != ParaSpeechCLAPConfig.model_type:
+        raise CheckpointError(
+            f"{folder} holds a model of type {model_type!r}, not {ParaSpeechCLAPConfig.model_type!r}; "
+            "give a folder that `psclap` trained"
+        )

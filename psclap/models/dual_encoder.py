@@ -1,0 +1,151 @@
+"""ParaSpeechCLAP: a speech tower and a text tower that end in one space (paper, figure 1).
+
+Axes: B clips, N texts, T samples, L tokens, D embedding dimensions.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import ModelOutput
+
+from psclap.losses.contrastive import info_nce
+from psclap.models.pooling import pool, pooled_size
+from psclap.models.projection import Projection
+
+MAX_LOGIT_SCALE = 100.0
+
+
+class ParaSpeechCLAPConfig(PreTrainedConfig):
+    """The two encoders' own configurations, how each is pooled, and the projection they share."""
+
+    model_type = "paraspeechclap"
+    sub_configs = {"audio_config": AutoConfig, "text_config": AutoConfig}
+
+    audio_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    audio_pooling: str = "mean"
+    text_pooling: str = "cls"
+    projection_dim: int = 768
+    projection_dropout: float = 0.5
+    logit_scale_init_value: float = 1 / 0.07
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        for name in self.sub_configs:
+            value = getattr(self, name)
+            if isinstance(value, dict):
+                setattr(self, name, AutoConfig.for_model(**value))
+        super().__post_init__(**kwargs)
+
+
+@dataclass
+class ParaSpeechCLAPOutput(ModelOutput):
+    """Names as in transformers' CLAP; embeddings are L2-normalised, logits scaled by the logit scale."""
+
+    loss: torch.Tensor | None = None
+    logits_per_audio: torch.Tensor | None = None
+    logits_per_text: torch.Tensor | None = None
+    text_embeds: torch.Tensor | None = None
+    audio_embeds: torch.Tensor | None = None
+
+
+class ParaSpeechCLAPModel(PreTrainedModel):
+    """Speech encoder + projection, text encoder + projection, and a learnt logit scale."""
+
+    config_class = ParaSpeechCLAPConfig
+    main_input_name = "input_values"
+    supports_gradient_checkpointing = True
+
+    def __init__(
+        self,
+        config: ParaSpeechCLAPConfig,
+        audio_model: PreTrainedModel | None = None,
+        text_model: PreTrainedModel | None = None,
+    ):
+        """Encoders that are not given are made from their configurations, with fresh weights."""
+        super().__init__(config)
+        audio_width = pooled_size(config.audio_config.hidden_size, config.audio_pooling)
+        text_width = pooled_size(config.text_config.hidden_size, config.text_pooling)
+        self.audio_model = audio_model or AutoModel.from_config(config.audio_config)
+        self.text_model = text_model or AutoModel.from_config(config.text_config)
+        self.audio_projection = Projection(audio_width, config.projection_dim, config.projection_dropout)
+        self.text_projection = Projection(text_width, config.projection_dim, config.projection_dropout)
+        self.log_logit_scale = nn.Parameter(torch.tensor(math.log(config.logit_scale_init_value)))
+        # What the objective never reaches would stop DistributedDataParallel: the text model's own pooler,
+        # and WavLM's mask embedding, which only SpecAugment uses.
+        if getattr(self.text_model, "pooler", None) is not None:
+            self.text_model.pooler = None
+        if hasattr(self.audio_model, "masked_spec_embed"):
+            self.audio_model.masked_spec_embed.requires_grad_(False)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        # The encoders initialise themselves; the projections keep torch's initialisation, as the release does.
+        return
+
+    @property
+    def logit_scale(self) -> torch.Tensor:
+        """The factor of the cosines, a scalar."""
+        return self.log_logit_scale.exp()
+
+    @torch.no_grad()
+    def clamp_logit_scale(self) -> None:
+        """Keeps the logit scale in [1, MAX_LOGIT_SCALE]; to be called after every optimiser step."""
+        self.log_logit_scale.clamp_(0.0, math.log(MAX_LOGIT_SCALE))
+
+    def embed_audio(self, input_values: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, T) waves and their mask to (B, D) speech embeddings, L2-normalised."""
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_values, dtype=torch.long)
+        frames = self.audio_model(input_values=input_values, attention_mask=attention_mask).last_hidden_state
+        mask_BF = self.audio_model._get_feature_vector_attention_mask(frames.shape[1], attention_mask)
+        return F.normalize(self.audio_projection(pool(frames, mask_BF, self.config.audio_pooling)), dim=-1)
+
+    def embed_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """(N, L) token ids and their mask to (N, D) text embeddings, L2-normalised."""
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        tokens = self.text_model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        return F.normalize(self.text_projection(pool(tokens, attention_mask, self.config.text_pooling)), dim=-1)
+
+    def get_audio_features(
+        self, input_values: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> BaseModelOutputWithPooling:
+        """As transformers' CLAP: `pooler_output` is what `embed_audio` returns."""
+        return BaseModelOutputWithPooling(pooler_output=self.embed_audio(input_values, attention_mask))
+
+    def get_text_features(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> BaseModelOutputWithPooling:
+        """As transformers' CLAP: `pooler_output` is what `embed_text` returns."""
+        return BaseModelOutputWithPooling(pooler_output=self.embed_text(input_ids, attention_mask))
+
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        input_ids: torch.Tensor,
+        audio_attention_mask: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        return_loss: bool = False,
+    ) -> ParaSpeechCLAPOutput:
+        """Scores every clip against every text; `return_loss` needs as many texts as clips, in pairs.
+
+        `attention_mask` is the texts', `audio_attention_mask` the clips'.
+        """
+        audio_BD = self.embed_audio(input_values, audio_attention_mask)
+        text_ND = self.embed_text(input_ids, attention_mask)
+        logits_BN = self.logit_scale * audio_BD @ text_ND.T
+        return ParaSpeechCLAPOutput(
+            loss=info_nce(audio_BD, text_ND, self.logit_scale) if return_loss else None,
+            logits_per_audio=logits_BN,
+            logits_per_text=logits_BN.T,
+            text_embeds=text_ND,
+            audio_embeds=audio_BD,
+        )

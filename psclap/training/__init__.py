@@ -1,0 +1,1 @@
+"""Training: a task (model + losses), the optimiser, checkpoints, and the one loop."""

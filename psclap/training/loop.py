@@ -1,0 +1,254 @@
+"""The training loop. It knows no objective, no cluster and no tracking server; any process can run it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from psclap import distributed
+from psclap.config import ModelConfig, TrainConfig
+from psclap.embedding import Embedder
+from psclap.errors import PsclapError
+from psclap.evaluation.retrieval import RetrievalSet, retrieval
+from psclap.loader import Loader, Position
+from psclap.models.build import build_model
+from psclap.sampling import Balance, class_balance
+from psclap.shards.index import ShardIndex
+from psclap.tags import VOCABULARY, training_prompts
+from psclap.training.checkpoint import Progress, load_trainer_state, save_checkpoint
+from psclap.training.optim import build_optimizer, learning_rate
+from psclap.training.task import ContrastiveTask
+from psclap.training.tracker import Tracker
+
+SELECTION_METRIC = "val/MRR"
+"""What the best checkpoint is chosen by: mean reciprocal rank, speech to caption, on the validation set."""
+
+OnCheckpoint = Callable[[Path | None, Mapping[str, float]], None]
+"""Called on every rank, with the folder on rank 0 (gone when it returns) and the metrics there."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a training is of: the shards, the model and the variant's configuration, the seed."""
+
+    shards: Path
+    model: ModelConfig
+    train: TrainConfig
+    seed: int
+
+    def identity(self, index: ShardIndex) -> dict[str, str]:
+        """Hashes of what must stay the same for a checkpoint to be continued."""
+        return {
+            "data": index.sha256,
+            "configuration": _hash({"train": asdict(self.train), "model": asdict(self.model), "seed": self.seed}),
+        }
+
+
+def build_training_model(training: Training, index: ShardIndex):  # type: ignore[no-untyped-def]
+    """The model and processor as they are before the first step."""
+    in_train = index.table.filter(index.table["split"].to_numpy() == "train")
+    captions = (caption["text"] for row in in_train["captions"].to_pylist() for caption in row)
+    prompts = (prompt for tag in VOCABULARY for prompt in training_prompts(tag))
+    return build_model(training.model, [*captions, *prompts], index.sample_rate_hz, training.seed)
+
+
+def train(
+    training: Training,
+    tracker: Tracker,
+    on_checkpoint: OnCheckpoint,
+    resume_from: Path | None = None,
+    device: torch.device | None = None,
+) -> None:
+    """Trains on this process, as rank r of W where a process group is initialised.
+
+    A checkpoint is handed to `on_checkpoint` every `validate_every` steps and at the end. With `resume_from`
+    the run goes on exactly where that checkpoint was written. Raises PsclapError at the start for data,
+    batch size and workers that do not go together.
+    """
+    config = training.train
+    device = device or torch.device("cpu")
+    index = ShardIndex(training.shards)
+    trainer = _Trainer(training, index, device, tracker)
+    progress = trainer.resume(resume_from) if resume_from else Progress(0, Position(), {}, {})
+    loader = trainer.loader(progress.position)
+    total_steps = _total_steps(config, loader)
+    if distributed.rank() == 0 and not resume_from:
+        tracker.params({**asdict(config), "total_steps": total_steps, "seed": training.seed, **_sizes(trainer)})
+    if progress.step >= total_steps:
+        return
+    with contextlib.closing(iter(loader)) as batches:  # type: ignore[type-var]
+        trainer.run(batches, progress.step, total_steps, on_checkpoint)
+
+
+class _Trainer:
+    """The state of one training on one rank."""
+
+    def __init__(self, training: Training, index: ShardIndex, device: torch.device, tracker: Tracker):
+        self.training, self.config, self.index = training, training.train, index
+        self.device, self.tracker = device, tracker
+        self.views = [index.view("train", name) for name in self.config.caption_sets]
+        self.balance, self.tags = _balance_and_tags(self.config, index, self.views)
+        self.validation = RetrievalSet.of(index, "val", self.config.validation_set)
+        model, processor = build_training_model(training, index)
+        if self.config.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.task = ContrastiveTask(model, processor, self.config, self.tags).to(device)
+        self.optimizer = build_optimizer(model, self.config)
+        self.identity = training.identity(index)
+        ids = [device.index] if device.type == "cuda" else None
+        self.parallel = (
+            DistributedDataParallel(self.task, device_ids=ids) if distributed.world_size() > 1 else self.task
+        )
+
+    def resume(self, folder: Path) -> Progress:
+        return load_trainer_state(folder, self.task, self.optimizer, self.identity)
+
+    def loader(self, position: Position) -> Loader:
+        return Loader(
+            self.index,
+            self.views,
+            self.task,
+            global_batch_size=self.config.global_batch_size,
+            max_crop_s=self.config.max_crop_s,
+            seed=self.training.seed,
+            balance=self.balance,
+            position=position,
+        )
+
+    def run(self, batches: Any, first_step: int, total_steps: int, on_checkpoint: OnCheckpoint) -> None:
+        meter = _Meter(total_steps, self.config.global_batch_size)
+        for step in range(first_step, total_steps):
+            position, batch = meter.waiting(lambda: next(batches))
+            rate, total, report = self.step(step, total_steps, batch)
+            done = step + 1
+            if done % self.config.log_every == 0 or done == total_steps:
+                values = {"lr": rate, "logit_scale": self.task.model.logit_scale.item()}
+                values |= {f"loss/{name}": value.item() for name, value in report.items()}
+                _check_finite(done, total.item())
+                self.tracker.metrics(done, {"loss/total": total.item(), **values, **meter.read(done)})
+            if done % self.config.validate_every == 0 or done == total_steps:
+                self.checkpoint(done, position, on_checkpoint)
+                meter.restart(done)
+
+    def step(self, step: int, total_steps: int, batch: Any) -> tuple[float, torch.Tensor, dict[str, torch.Tensor]]:
+        """One optimiser step; returns the learning rate, the total loss and the report of its parts."""
+        rate = learning_rate(step, total_steps, self.config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        # The random state is a function of the step, so that a resumed run draws the same dropout.
+        torch.manual_seed(_hash_int([self.training.seed, step, distributed.rank()]))
+        self.parallel.train()
+        total, report = self.parallel(batch.to(self.device))
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        if self.config.max_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.task.parameters(), self.config.max_grad_norm)
+        self.optimizer.step()
+        self.task.model.clamp_logit_scale()
+        return rate, total.detach(), report
+
+    def checkpoint(self, step: int, position: Position, on_checkpoint: OnCheckpoint) -> None:
+        metrics = self.validate()
+        self.tracker.metrics(step, metrics)
+        if distributed.rank() != 0:
+            on_checkpoint(None, metrics)
+            return
+        with tempfile.TemporaryDirectory(prefix="psclap-checkpoint-") as folder:
+            progress = Progress(step, position, self.identity, metrics)
+            save_checkpoint(Path(folder), self.task, self.optimizer, progress)
+            on_checkpoint(Path(folder), metrics)
+
+    def validate(self) -> dict[str, float]:
+        """Retrieval on the validation set; every rank embeds its share of the clips, and all know the result."""
+        embedder = Embedder.of(self.task.model, self.task.processor)
+        rows = self.validation.rows
+        mine = [int(rows[number]) for number in distributed.my_share(len(rows))]
+        speech = torch.from_numpy(embedder.embed_audio(self.index.read_clip(row) for row in mine))
+        gathered = distributed.all_gather(speech.to(self.device))
+        speech = distributed.join_shares(gathered, len(rows)).cpu().numpy()
+        result = retrieval(speech, embedder.embed_text(self.validation.captions), self.validation.is_right)
+        return {f"val/{name}": value for name, value in result["audio_to_text"].items()}
+
+
+class _Meter:
+    """Clips a second, the share of the time spent waiting for data, and the time left."""
+
+    def __init__(self, total_steps: int, batch_size: int):
+        self._total_steps, self._batch_size = total_steps, batch_size
+        self._since, self._waited_s, self._step = time.perf_counter(), 0.0, None
+
+    def waiting(self, load: Callable[[], Any]) -> Any:
+        start = time.perf_counter()
+        loaded = load()
+        self._waited_s += time.perf_counter() - start
+        return loaded
+
+    def restart(self, step: int) -> None:
+        self._since, self._waited_s, self._step = time.perf_counter(), 0.0, step
+
+    def read(self, step: int) -> dict[str, float]:
+        """The figures since the last reading."""
+        elapsed_s = time.perf_counter() - self._since
+        steps = step - (self._step if self._step is not None else step - 1)
+        figures = {
+            "speed/clips_per_s": steps * self._batch_size / elapsed_s,
+            "speed/data_wait_share": self._waited_s / elapsed_s,
+            "speed/eta_s": (self._total_steps - step) * elapsed_s / max(steps, 1),
+        }
+        self.restart(step)
+        return figures
+
+
+def _balance_and_tags(config: TrainConfig, index: ShardIndex, views: Any) -> tuple[Balance | None, list[str]]:
+    """Class balance where it is asked for, and the tags that the training clips carry."""
+    rows = np.concatenate([view.rows for view in views])
+    tags_of_row = index.table["intrinsic_tags"].take(rows).to_pylist()
+    carried = {tag for tags in tags_of_row for tag in tags}
+    if config.tag_loss_weight and not carried:
+        raise PsclapError("train.*.tag_loss_weight is positive, and no training clip has an intrinsic tag; set it to 0")
+    balance = None
+    if config.class_balanced:
+        balance = class_balance(tags_of_row, config.rare_below_share, config.min_rare_samples, config.rare_block_size)
+    return balance, [tag for tag in VOCABULARY if tag in carried]
+
+
+def _total_steps(config: TrainConfig, loader: Loader) -> int:
+    if config.max_steps is not None:
+        return config.max_steps
+    assert config.max_epochs is not None  # TrainConfig has checked it
+    return sum(len(loader.plan(epoch)) for epoch in range(config.max_epochs))
+
+
+def _sizes(trainer: _Trainer) -> dict[str, int]:
+    parameters = list(trainer.task.model.parameters())
+    return {
+        "workers": distributed.world_size(),
+        "parameters": sum(p.numel() for p in parameters),
+        "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+        "train_examples": sum(len(view.rows) for view in trainer.views),
+    }
+
+
+def _check_finite(step: int, loss: float) -> None:
+    if not math.isfinite(loss):
+        raise PsclapError(f"the loss is {loss} at step {step}; lower the learning rate or set max_grad_norm")
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=dict).encode()).hexdigest()
+
+
+def _hash_int(numbers: list[int]) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))

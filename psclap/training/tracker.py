@@ -1,0 +1,47 @@
+"""Where a run's numbers go: a small protocol, a null version, and one that prints."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+
+class Tracker(Protocol):
+    """Receives a run's parameters, metrics and artefacts. Only rank 0 has one that does anything."""
+
+    def params(self, params: Mapping[str, Any]) -> None: ...
+
+    def metrics(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def artifact(self, path: Path) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class NullTracker:
+    """Takes everything, keeps nothing."""
+
+    def params(self, params: Mapping[str, Any]) -> None:
+        pass
+
+    def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        pass
+
+    def artifact(self, path: Path) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class PrintTracker(NullTracker):
+    """Prints one line for each call of `metrics`."""
+
+    def __init__(self, name: str):
+        self._name = name
+
+    def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        values = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        print(f"[{self._name}] step {step:5d}  {values}", file=sys.stderr, flush=True)
