@@ -19,9 +19,7 @@ from psclap.errors import AudioError
 Wave = np.ndarray
 
 
-def decode(
-    source: bytes | str | Path | BinaryIO, start: int = 0, num_samples: int | None = None
-) -> tuple[Wave, int]:
+def decode(source: bytes | str | Path | BinaryIO, start: int = 0, num_samples: int | None = None) -> tuple[Wave, int]:
     """Decodes a file or its bytes to a mono wave at the file's own rate; channels are averaged.
 
     Only `num_samples` frames from frame `start` are decoded (all where None). Returns (wave, sample_rate_hz).

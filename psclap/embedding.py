@@ -26,9 +26,7 @@ class Embedder:
         self._set(model, processor, batch_size, device)
 
     @classmethod
-    def of(
-        cls, model: ParaSpeechCLAPModel, processor: ParaSpeechCLAPProcessor, batch_size: int = 32
-    ) -> Embedder:
+    def of(cls, model: ParaSpeechCLAPModel, processor: ParaSpeechCLAPProcessor, batch_size: int = 32) -> Embedder:
         """An Embedder of a model in memory, where it lies."""
         embedder = cls.__new__(cls)
         embedder._set(model, processor, batch_size, str(model.device))

@@ -37,7 +37,7 @@ def atomic_file(path: Path | str) -> Iterator[Path]:
     partial = _partial_name(path)
     try:
         yield partial
-        os.replace(partial, path)
+        partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -53,7 +53,7 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
         yield partial
         if path.exists():
             shutil.rmtree(path)
-        os.replace(partial, path)
+        partial.replace(path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

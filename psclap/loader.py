@@ -11,7 +11,6 @@ from typing import Any, Protocol
 import numpy as np
 
 from psclap import audio, distributed
-from psclap.errors import PsclapError
 from psclap.sampling import Balance, EpochPlan
 from psclap.shards.index import ShardIndex, View
 
@@ -58,18 +57,12 @@ class Loader:
         position: Position = Position(),
         prefetch: int = 2,
     ):
-        """Raises PsclapError for a batch size that the ranks cannot share equally."""
-        world_size = distributed.world_size()
-        if global_batch_size % world_size:
-            raise PsclapError(
-                f"train.*.global_batch_size {global_batch_size} must be divisible by the {world_size} workers; "
-                "change it, or the number of workers (resources)"
-            )
+        """`global_batch_size` is divisible by the number of ranks, and no larger than the data."""
         self._index, self._views, self._task = index, views, task
         self._batch_size, self._seed, self._balance = global_batch_size, seed, balance
         self._max_crop = round(max_crop_s * index.sample_rate_hz)
         self._position, self._prefetch = position, prefetch
-        per_rank = global_batch_size // world_size
+        per_rank = global_batch_size // distributed.world_size()
         self._share = slice(distributed.rank() * per_rank, (distributed.rank() + 1) * per_rank)
         self._source_of_example = np.repeat(np.arange(len(views)), [len(view.rows) for view in views])
         self._row_of_example = np.concatenate([view.rows for view in views])

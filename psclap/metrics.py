@@ -33,9 +33,7 @@ def ranks(scores_QC: np.ndarray, is_right_QC: np.ndarray) -> Ranks:
     """
     best_Q1 = np.where(is_right_QC, scores_QC, -np.inf).max(1, keepdims=True)
     is_wrong_QC = ~is_right_QC
-    return Ranks(
-        above=((scores_QC > best_Q1) & is_wrong_QC).sum(1), tied=((scores_QC == best_Q1) & is_wrong_QC).sum(1)
-    )
+    return Ranks(above=((scores_QC > best_Q1) & is_wrong_QC).sum(1), tied=((scores_QC == best_Q1) & is_wrong_QC).sum(1))
 
 
 def recall_at(ranks_: Ranks, k: int) -> float:

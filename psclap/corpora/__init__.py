@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from psclap.strict import from_mapping
 from psclap.corpora.demo import Demo
 from psclap.corpora.paraspeechcaps import ParaSpeechCaps
 from psclap.errors import ConfigError
 from psclap.schema import Utterance
+from psclap.strict import from_mapping
 
 
 class Corpus(Protocol):
@@ -18,7 +18,8 @@ class Corpus(Protocol):
 
     def utterances(self, folder: Path, processes: int | None) -> Iterator[Utterance]:
         """Yields every utterance. `folder` is where a corpus that makes audio puts it; paths of that audio
-        are relative to `folder`, paths of audio that lies elsewhere are absolute."""
+        are relative to `folder`, paths of audio that lies elsewhere are absolute.
+        """
         ...
 
 

@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 
 from psclap import audio
-from psclap.strict import at_least, between
 from psclap.corpora import espeak
 from psclap.corpora.demo_text import SENTENCES, caption, fixed_caption
 from psclap.schema import CAPTION_SETS, SPLITS, Caption, CaptionSet, Split, Utterance
+from psclap.strict import at_least, between
 
 _GENDERS = ("male", "female")
 _PITCHES = ("low-pitched", "medium-pitched", "high-pitched")
@@ -191,10 +191,12 @@ class Demo:
         if split == "train":
             cells = list(itertools.product(_GENDERS, _PITCHES))
             textures = [texture for texture, n in _TRAIN_SPEAKERS_PER_TEXTURE.items() for _ in range(n)]
-            traits = [(*cells[number % len(cells)], texture) for number, texture in enumerate(textures)]
+            traits = tuple((*cells[number % len(cells)], texture) for number, texture in enumerate(textures))
         else:
-            traits = list(_CELLS)
-        return [
-            _Speaker(f"{split}-{number:02d}", *traits[number], rng.uniform(0.95, 1.05), rng.uniform(0.97, 1.03))
-            for number in rng.permutation(len(traits))
-        ]
+            traits = _CELLS
+        speakers = []
+        for number in rng.permutation(len(traits)):
+            gender, pitch, texture = traits[number]
+            name = f"{split}-{number:02d}"
+            speakers.append(_Speaker(name, gender, pitch, texture, rng.uniform(0.95, 1.05), rng.uniform(0.97, 1.03)))
+        return speakers

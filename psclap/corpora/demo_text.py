@@ -67,12 +67,12 @@ def caption(tags: Sequence[str], rng: np.random.Generator, dropout: float = 0.0)
     >>> caption(["raspy", "male"], np.random.default_rng(0))
     'A man is speaking in a rough style.'
     """
-    kept = [tag for tag in tags if rng.random() >= dropout] or [tags[rng.integers(len(tags))]]
+    kept = [tag for tag in tags if rng.random() >= dropout] or [tags[int(rng.integers(len(tags)))]]
     gender = next((tag for tag in kept if tag in _SPEAKERS), None)
     adjectives = [str(rng.choice(SYNONYMS[tag])) for tag in kept if tag not in _SPEAKERS]
     rng.shuffle(adjectives)
     if not adjectives:
-        return f"{'A'} {rng.choice(_SPEAKERS[gender])} is speaking." if gender else ""
+        return f"A {rng.choice(_SPEAKERS[kept[0]])} is speaking."
     template = _TEMPLATES[rng.integers(len(_TEMPLATES))][0 if gender else 1]
     who = str(rng.choice(_SPEAKERS[gender])) if gender else ""
     text = template.format(", ".join(adjectives), a="a", an=_article(adjectives[0]), who=who)

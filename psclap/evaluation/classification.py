@@ -5,7 +5,6 @@ Source: ParaSpeechCLAP, evaluation; the candidates are those of the attribute th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,9 +35,7 @@ class ClassificationSet:
     def of(cls, index: ShardIndex, split: Split, attribute: str) -> ClassificationSet:
         """The test set of an attribute. Raises PsclapError where fewer than two candidates occur."""
         if attribute not in ATTRIBUTES:
-            raise PsclapError(
-                f"evaluate.attributes: unknown attribute {attribute!r}; known: {', '.join(ATTRIBUTES)}"
-            )
+            raise PsclapError(f"evaluate.attributes: unknown attribute {attribute!r}; known: {', '.join(ATTRIBUTES)}")
         carried: dict[int, str] = {}
         for number in np.flatnonzero(index.table["split"].to_numpy() == split):
             row = index.row(int(number))

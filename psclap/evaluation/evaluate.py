@@ -25,8 +25,8 @@ class TestSets:
         self.classification: Sequence[ClassificationSet] = [
             ClassificationSet.of(index, config.split, attribute) for attribute in config.attributes
         ]
-        sets = [*self.retrieval.values(), *self.classification]
-        self._rows = np.unique(np.concatenate([test_set.rows for test_set in sets]))
+        rows = [s.rows for s in self.retrieval.values()] + [s.rows for s in self.classification]
+        self._rows = np.unique(np.concatenate(rows))
 
     def evaluate(self, embedder: Embedder) -> dict[str, Any]:
         """`{"retrieval": {caption set: ...}, "classification": {attribute: ...}}`."""
@@ -41,9 +41,10 @@ class TestSets:
                 for name, test_set in self.retrieval.items()
             },
             "classification": {
-                test_set.attribute: classification(
-                    speech_of(test_set.rows), embedder.embed_text(test_set.prompts), test_set.actual
-                )
+                test_set.attribute: {
+                    "candidates": test_set.candidates,
+                    **classification(speech_of(test_set.rows), embedder.embed_text(test_set.prompts), test_set.actual),
+                }
                 for test_set in self.classification
             },
         }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -27,10 +27,10 @@ class ParaSpeechCLAPConfig(PreTrainedConfig):
     """The two encoders' own configurations, how each is pooled, and the projection they share."""
 
     model_type = "paraspeechclap"
-    sub_configs = {"audio_config": AutoConfig, "text_config": AutoConfig}
+    sub_configs: ClassVar = {"audio_config": AutoConfig, "text_config": AutoConfig}
 
-    audio_config: dict | PreTrainedConfig | None = None
-    text_config: dict | PreTrainedConfig | None = None
+    audio_config: Any = None  # a PreTrainedConfig, or the dictionary of one
+    text_config: Any = None
     audio_pooling: str = "mean"
     text_pooling: str = "cls"
     projection_dim: int = 768

@@ -37,7 +37,6 @@ class _ConvBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int):
         super().__init__()
-        self.stride = stride
         self.conv = nn.Conv1d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2)
         self.norm = nn.LayerNorm(out_channels)
 
@@ -68,7 +67,7 @@ class LogMelConvModel(PreTrainedModel):
                 config.num_mel_bins if number == 0 else config.hidden_size,
                 config.hidden_size,
                 config.kernel_size,
-                stride=2 - number % 2,
+                _stride(number),
             )
             for number in range(config.num_layers)
         )
@@ -85,10 +84,8 @@ class LogMelConvModel(PreTrainedModel):
         if attention_mask is None:
             attention_mask = torch.ones_like(input_values, dtype=torch.long)
         x_BMF = self._log_mel(input_values)
-        num_frames_B = self._num_frames(attention_mask.sum(-1))
-        for block in self.blocks:
+        for block, num_frames_B in zip(self.blocks, self._num_frames(attention_mask), strict=False):
             x_BMF = block(x_BMF * _valid(num_frames_B, x_BMF.shape[2])[:, None])
-            num_frames_B = -(-num_frames_B // block.stride)
         return BaseModelOutput(last_hidden_state=x_BMF.transpose(1, 2))
 
     def _log_mel(self, wave_BT: torch.Tensor) -> torch.Tensor:
@@ -99,17 +96,22 @@ class LogMelConvModel(PreTrainedModel):
         power = spectrum.real.square() + spectrum.imag.square()  # six times as fast as abs().square() on a CPU
         return torch.log(power @ self.mel_filters + 1e-4).transpose(1, 2)
 
-    def _num_frames(self, num_samples_B: torch.Tensor) -> torch.Tensor:
-        inside = (num_samples_B - self.config.window_length).clamp(min=0)
-        return 1 + inside // self.config.hop_length
+    def _num_frames(self, mask_BT: torch.Tensor) -> list[torch.Tensor]:
+        """(B,) valid frames before each block, and after the last."""
+        inside = (mask_BT.count_nonzero(-1) - self.config.window_length).clamp(min=0)
+        counts = [1 + inside // self.config.hop_length]
+        for number in range(self.config.num_layers):
+            counts.append(-(-counts[-1] // _stride(number)))
+        return counts
 
     def _get_feature_vector_attention_mask(self, num_frames: int, attention_mask: torch.Tensor) -> torch.Tensor:
         """(B, F) mask of the valid output frames: the name under which transformers' speech encoders have it."""
-        num_frames_B = self._num_frames(attention_mask.sum(-1))
-        for block in self.blocks:
-            num_frames_B = -(-num_frames_B // block.stride)
-        return _valid(num_frames_B, num_frames)
+        return _valid(self._num_frames(attention_mask)[-1], num_frames)
 
 
 def _valid(num_frames_B: torch.Tensor, num_frames: int) -> torch.Tensor:
     return torch.arange(num_frames, device=num_frames_B.device)[None, :] < num_frames_B[:, None]
+
+
+def _stride(number: int) -> int:
+    return 2 - number % 2

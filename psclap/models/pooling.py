@@ -10,7 +10,8 @@ import torch
 
 def pool(hidden_BFH: torch.Tensor, mask_BF: torch.Tensor, kind: str) -> torch.Tensor:
     """`cls`: the first token (B, H). `mean`: over valid places (B, H). `mean_std`: mean and standard
-    deviation side by side (B, 2H)."""
+    deviation side by side (B, 2H).
+    """
     if kind == "cls":
         return hidden_BFH[:, 0]
     mask_BF1 = mask_BF[..., None].to(hidden_BFH.dtype)

@@ -16,17 +16,17 @@ class ParaSpeechCLAPProcessor(ProcessorMixin):
         super().__init__(feature_extractor, tokenizer)
 
     def waves(self, waves: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
-        """Mono waves at the extractor's rate to `input_values` float32 and `attention_mask` int64, both (B, T).
+        """Mono waves at the extractor's rate to `input_values` float32 and `attention_mask` bool, both (B, T).
 
         What the feature extractor itself returns, several times as fast: the loader calls this at every step.
         """
-        values = np.zeros((len(waves), max(map(len, waves))), np.float32)
-        mask = np.zeros(values.shape, np.int64)
+        lengths = np.array([len(wave) for wave in waves])
+        values = np.zeros((len(waves), lengths.max()), np.float32)
         for row, wave in enumerate(waves):
             if self.feature_extractor.do_normalize:
                 wave = (wave - wave.mean()) / np.sqrt(wave.var() + 1e-7)
             values[row, : len(wave)] = wave
-            mask[row, : len(wave)] = 1
+        mask = np.arange(values.shape[1]) < lengths[:, None]
         return {"input_values": torch.from_numpy(values), "attention_mask": torch.from_numpy(mask)}
 
     def texts(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:

@@ -36,7 +36,9 @@ class ShardIndex:
         self.folder = Path(folder)
         path = self.folder / INDEX_NAME
         if not path.is_file() or not (self.folder / SUMMARY_NAME).is_file():
-            raise PsclapError(f"no shards in {self.folder}: {path.name} or {SUMMARY_NAME} is missing; run `dvc repro shard`")
+            raise PsclapError(
+                f"no shards in {self.folder}: {path.name} or {SUMMARY_NAME} is missing; run `dvc repro shard`"
+            )
         self.summary: dict[str, Any] = json.loads((self.folder / SUMMARY_NAME).read_text())
         self.sample_rate_hz: int = self.summary["sample_rate_hz"]
         self.table: pa.Table = pq.read_table(path).combine_chunks()
@@ -77,21 +79,9 @@ class ShardIndex:
         return View(caption_set, rows)
 
     def read_flac(self, number: int) -> bytes:
-        """The FLAC bytes of one clip. Raises PsclapError where the shard is missing or cut off."""
-        shard = self.folder / self.table["shard"][number].as_py()
-        offset = self.table["byte_offset"][number].as_py()
-        length = self.table["byte_length"][number].as_py()
-        try:
-            with open(shard, "rb") as stream:
-                data = os.pread(stream.fileno(), length, offset)
-        except OSError as error:
-            raise PsclapError(f"cannot read shard {shard}: {error.strerror}; run `dvc repro shard`") from error
-        if len(data) != length or data[:4] != b"fLaC":
-            raise PsclapError(
-                f"shard {shard} is damaged: no FLAC stream of {length} bytes at offset {offset}; "
-                "rebuild it with `dvc repro --force shard`"
-            )
-        return data
+        """The FLAC bytes of one clip; errors as `read_bytes`."""
+        row = {name: self.table[name][number].as_py() for name in ("shard", "byte_offset", "byte_length")}
+        return read_bytes(self.folder / row["shard"], row["byte_offset"], row["byte_length"])
 
     def read_clip(self, number: int, start: int = 0, num_samples: int | None = None) -> audio.Wave:
         """Decodes a clip, or just `num_samples` of it from sample `start`; float32 (num_samples,)."""
@@ -100,3 +90,18 @@ class ShardIndex:
         except audio.AudioError as error:
             key = self.table["key"][number].as_py()
             raise PsclapError(f"clip {key!r} of {self.folder} is damaged: {error}") from error
+
+
+def read_bytes(shard: Path, offset: int, length: int) -> bytes:
+    """The bytes of one clip. Raises PsclapError where the shard is missing or cut off."""
+    try:
+        with open(shard, "rb") as stream:
+            data = os.pread(stream.fileno(), length, offset)
+    except OSError as error:
+        raise PsclapError(f"cannot read shard {shard}: {error.strerror}; run `dvc repro shard`") from error
+    if len(data) != length or data[:4] != b"fLaC":
+        raise PsclapError(
+            f"shard {shard} is damaged: no FLAC stream of {length} bytes at offset {offset}; "
+            "rebuild it with `dvc repro --force shard`"
+        )
+    return data

@@ -37,9 +37,7 @@ class Progress:
     metrics: Mapping[str, float]
 
 
-def save_checkpoint(
-    folder: Path, task: ContrastiveTask, optimizer: torch.optim.Optimizer, progress: Progress
-) -> None:
+def save_checkpoint(folder: Path, task: ContrastiveTask, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
     """Writes a checkpoint into an existing folder; equal states give equal bytes."""
     task.model.save_pretrained(folder)
     task.processor.save_pretrained(folder)

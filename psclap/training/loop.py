@@ -23,8 +23,9 @@ from psclap.embedding import Embedder
 from psclap.errors import PsclapError
 from psclap.evaluation.retrieval import RetrievalSet, retrieval
 from psclap.loader import Loader, Position
+from psclap.models import ParaSpeechCLAPModel, ParaSpeechCLAPProcessor
 from psclap.models.build import build_model
-from psclap.sampling import Balance, class_balance
+from psclap.sampling import Balance, EpochPlan, class_balance
 from psclap.shards.index import ShardIndex
 from psclap.tags import VOCABULARY, training_prompts
 from psclap.training.checkpoint import Progress, load_trainer_state, save_checkpoint
@@ -56,12 +57,26 @@ class Training:
         }
 
 
-def build_training_model(training: Training, index: ShardIndex):  # type: ignore[no-untyped-def]
+def build_training_model(training: Training, index: ShardIndex) -> tuple[ParaSpeechCLAPModel, ParaSpeechCLAPProcessor]:
     """The model and processor as they are before the first step."""
     in_train = index.table.filter(index.table["split"].to_numpy() == "train")
     captions = (caption["text"] for row in in_train["captions"].to_pylist() for caption in row)
     prompts = (prompt for tag in VOCABULARY for prompt in training_prompts(tag))
     return build_model(training.model, [*captions, *prompts], index.sample_rate_hz, training.seed)
+
+
+def check_training(training: Training, index: ShardIndex, workers: int) -> None:
+    """Raises PsclapError for data, batch size and workers that do not go together."""
+    config = training.train
+    if config.global_batch_size % workers:
+        raise PsclapError(
+            f"train.*.global_batch_size {config.global_batch_size} must be divisible by the {workers} workers; "
+            "change it, or the number of workers (resources)"
+        )
+    views = [index.view("train", name) for name in config.caption_sets]
+    index.view("val", config.validation_set)
+    _balance_and_tags(config, index, views)
+    EpochPlan([len(view.rows) for view in views], config.global_batch_size, training.seed, epoch=0)
 
 
 def train(
@@ -74,12 +89,12 @@ def train(
     """Trains on this process, as rank r of W where a process group is initialised.
 
     A checkpoint is handed to `on_checkpoint` every `validate_every` steps and at the end. With `resume_from`
-    the run goes on exactly where that checkpoint was written. Raises PsclapError at the start for data,
-    batch size and workers that do not go together.
+    the run goes on exactly where that checkpoint was written. Raises PsclapError as `check_training`.
     """
     config = training.train
     device = device or torch.device("cpu")
     index = ShardIndex(training.shards)
+    check_training(training, index, distributed.world_size())
     trainer = _Trainer(training, index, device, tracker)
     progress = trainer.resume(resume_from) if resume_from else Progress(0, Position(), {}, {})
     loader = trainer.loader(progress.position)
@@ -128,7 +143,7 @@ class _Trainer:
         )
 
     def run(self, batches: Any, first_step: int, total_steps: int, on_checkpoint: OnCheckpoint) -> None:
-        meter = _Meter(total_steps, self.config.global_batch_size)
+        meter = _Meter(first_step, total_steps, self.config.global_batch_size)
         for step in range(first_step, total_steps):
             position, batch = meter.waiting(lambda: next(batches))
             rate, total, report = self.step(step, total_steps, batch)
@@ -160,7 +175,7 @@ class _Trainer:
         return rate, total.detach(), report
 
     def checkpoint(self, step: int, position: Position, on_checkpoint: OnCheckpoint) -> None:
-        metrics = self.validate()
+        metrics = self.validate(step)
         self.tracker.metrics(step, metrics)
         if distributed.rank() != 0:
             on_checkpoint(None, metrics)
@@ -170,24 +185,24 @@ class _Trainer:
             save_checkpoint(Path(folder), self.task, self.optimizer, progress)
             on_checkpoint(Path(folder), metrics)
 
-    def validate(self) -> dict[str, float]:
+    def validate(self, step: int) -> dict[str, float]:
         """Retrieval on the validation set; every rank embeds its share of the clips, and all know the result."""
         embedder = Embedder.of(self.task.model, self.task.processor)
         rows = self.validation.rows
         mine = [int(rows[number]) for number in distributed.my_share(len(rows))]
         speech = torch.from_numpy(embedder.embed_audio(self.index.read_clip(row) for row in mine))
         gathered = distributed.all_gather(speech.to(self.device))
-        speech = distributed.join_shares(gathered, len(rows)).cpu().numpy()
-        result = retrieval(speech, embedder.embed_text(self.validation.captions), self.validation.is_right)
-        return {f"val/{name}": value for name, value in result["audio_to_text"].items()}
+        speech_ND = distributed.join_shares(gathered, len(rows)).cpu().numpy()
+        result = retrieval(speech_ND, embedder.embed_text(self.validation.captions), self.validation.is_right)
+        return {"step": step, **{f"val/{name}": value for name, value in result["audio_to_text"].items()}}
 
 
 class _Meter:
     """Clips a second, the share of the time spent waiting for data, and the time left."""
 
-    def __init__(self, total_steps: int, batch_size: int):
+    def __init__(self, step: int, total_steps: int, batch_size: int):
         self._total_steps, self._batch_size = total_steps, batch_size
-        self._since, self._waited_s, self._step = time.perf_counter(), 0.0, None
+        self.restart(step)
 
     def waiting(self, load: Callable[[], Any]) -> Any:
         start = time.perf_counter()
@@ -199,13 +214,13 @@ class _Meter:
         self._since, self._waited_s, self._step = time.perf_counter(), 0.0, step
 
     def read(self, step: int) -> dict[str, float]:
-        """The figures since the last reading."""
+        """The figures since the last restart, and a restart."""
         elapsed_s = time.perf_counter() - self._since
-        steps = step - (self._step if self._step is not None else step - 1)
+        steps = step - self._step
         figures = {
             "speed/clips_per_s": steps * self._batch_size / elapsed_s,
             "speed/data_wait_share": self._waited_s / elapsed_s,
-            "speed/eta_s": (self._total_steps - step) * elapsed_s / max(steps, 1),
+            "speed/eta_s": (self._total_steps - step) * elapsed_s / steps,
         }
         self.restart(step)
         return figures

@@ -41,15 +41,11 @@ class Batch:
     text_mask: torch.Tensor  # (B + prompts, L)
     caption_id: torch.Tensor  # (B,) equal for equal captions, on every rank
     has_tag: torch.Tensor  # (B, V)
-    num_samples: int  # valid samples in input_values
 
     def to(self, device: torch.device) -> Batch:
         """The batch on `device`."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        moved = {
-            name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
-            for name, value in values.items()
-        }
+        moved: dict[str, Any] = {name: tensor.to(device, non_blocking=True) for name, tensor in values.items()}
         return Batch(**moved)
 
 
@@ -90,7 +86,6 @@ class ContrastiveTask(nn.Module):
             text_mask=texts["attention_mask"],
             caption_id=torch.tensor([_caption_id(example.caption) for example in examples]),
             has_tag=has_tag,
-            num_samples=sum(len(example.clip) for example in examples),
         )
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

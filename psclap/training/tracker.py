@@ -1,9 +1,9 @@
-"""Where a run's numbers go: a small protocol, a null version, and one that prints."""
+"""Where a run's numbers go: a small protocol, with a null, a printing and a combining version."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,6 +34,29 @@ class NullTracker:
 
     def close(self) -> None:
         pass
+
+
+class Trackers:
+    """Hands everything on to each of several trackers."""
+
+    def __init__(self, trackers: Sequence[Tracker]):
+        self._trackers = trackers
+
+    def params(self, params: Mapping[str, Any]) -> None:
+        for tracker in self._trackers:
+            tracker.params(params)
+
+    def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        for tracker in self._trackers:
+            tracker.metrics(step, metrics)
+
+    def artifact(self, path: Path) -> None:
+        for tracker in self._trackers:
+            tracker.artifact(path)
+
+    def close(self) -> None:
+        for tracker in self._trackers:
+            tracker.close()
 
 
 class PrintTracker(NullTracker):

@@ -1,0 +1,97 @@
+"""MLflow runs: one per training, also across restarts."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param
+from mlflow.exceptions import MlflowException
+
+from psclap.errors import PsclapError
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+
+STORE_NAME = "mlflow.db"
+
+
+@dataclass(frozen=True)
+class TrackingStore:
+    """Where runs and models are kept. `artifact_location` is None where a server decides it."""
+
+    uri: str
+    artifact_location: str | None
+
+    @classmethod
+    def at(cls, folder: Path) -> TrackingStore:
+        """The server that MLFLOW_TRACKING_URI names, else an sqlite store with its artefacts in `folder`."""
+        uri = os.environ.get("MLFLOW_TRACKING_URI")
+        if uri:
+            return cls(uri, None)
+        folder = folder.absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        return cls(f"sqlite:///{folder}/{STORE_NAME}", (folder / "artifacts").as_uri())
+
+    def client(self) -> MlflowClient:
+        """A client of this store. Sets MLflow's process-wide URIs, which its model functions read."""
+        mlflow.set_tracking_uri(self.uri)
+        mlflow.set_registry_uri(self.uri)
+        return MlflowClient(self.uri)
+
+    def start_run(self, experiment: str, name: str, tags: Mapping[str, str]) -> str:
+        """Creates a run, in an experiment that is made where it is missing; returns the run's id.
+
+        Raises PsclapError where the store cannot be reached.
+        """
+        try:
+            client = self.client()
+            known = client.get_experiment_by_name(experiment)
+            if known:
+                experiment_id = known.experiment_id
+            else:
+                experiment_id = client.create_experiment(experiment, artifact_location=self.artifact_location)
+            run = client.create_run(experiment_id, run_name=name, tags=dict(tags))
+        except MlflowException as error:
+            raise PsclapError(
+                f"the tracking store {self.uri} does not answer ({error}); start it, or unset MLFLOW_TRACKING_URI "
+                "to use the embedded store"
+            ) from error
+        return run.info.run_id
+
+    def history(self, run_id: str) -> list[dict[str, float]]:
+        """Every logged step of a run as one row of `step` and its metrics, ascending."""
+        client = self.client()
+        rows: dict[int, dict[str, float]] = {}
+        for name in sorted(client.get_run(run_id).data.metrics):
+            for metric in client.get_metric_history(run_id, name):
+                rows.setdefault(metric.step, {"step": metric.step})[name] = metric.value
+        return [rows[step] for step in sorted(rows)]
+
+
+class MlflowTracker:
+    """A psclap Tracker that writes to an MLflow run."""
+
+    def __init__(self, store: TrackingStore, run_id: str):
+        self._client, self._run_id = store.client(), run_id
+
+    def params(self, params: Mapping[str, Any]) -> None:
+        self._client.log_batch(self._run_id, params=[Param(name, str(value)) for name, value in params.items()])
+
+    def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        now_ms = int(time.time() * 1000)
+        # MLflow allows no "@" in a metric's name.
+        batch = [Metric(name.replace("@", "_at_"), value, now_ms, step) for name, value in metrics.items()]
+        self._client.log_batch(self._run_id, metrics=batch)
+
+    def artifact(self, path: Path) -> None:
+        self._client.log_artifact(self._run_id, str(path))
+
+    def close(self) -> None:
+        self._client.set_terminated(self._run_id)

@@ -1,0 +1,152 @@
+"""Ray Train around `psclap.training`: the same code on one laptop and on many GPU nodes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.cluster import num_gpus, ray_session
+from pipelines.tracking import MlflowTracker, TrackingStore
+from psclap.config import ResourcesConfig
+from psclap.errors import PsclapError
+from psclap.files import atomic_folder, write_json
+from psclap.shards.index import ShardIndex
+from psclap.training.loop import SELECTION_METRIC, Training, check_training, train
+from psclap.training.tracker import NullTracker, PrintTracker, Tracker, Trackers
+
+_RUN_FILE = "run.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training as a run: its name, where it keeps what a restart needs, and where its numbers go."""
+
+    name: str
+    training: Training
+    resources: ResourcesConfig
+    storage: Path
+    store: TrackingStore
+    experiment: str
+    tags: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The outcome of a run: its MLflow id, and the metrics of the checkpoint that was chosen."""
+
+    run_id: str
+    metrics: Mapping[str, float]
+
+
+def train_variant(run: Run, model_folder: Path) -> Trained:
+    """Trains and leaves the best checkpoint, by SELECTION_METRIC, in `model_folder`.
+
+    What a restart needs is kept under `run.storage` until the run has succeeded: the same call after a crash
+    or an interrupt goes on from the last checkpoint, in the same MLflow run. Raises PsclapError for bad
+    input before any worker starts.
+    """
+    index = ShardIndex(run.training.shards)
+    identity = _identity(run.training, index)
+    with ray_session():
+        workers = _num_workers(run.resources)
+        check_training(run.training, index, workers)
+        folder = run.storage.absolute() / f"{run.name}-{identity[:12]}"
+        run_id = _run_id(run, folder)
+        best = _fit(run, folder, run_id, workers)
+        with atomic_folder(model_folder) as partial:
+            shutil.copytree(best[0].path, partial, dirs_exist_ok=True)
+    shutil.rmtree(folder)
+    return Trained(run_id, best[1])
+
+
+def _identity(training: Training, index: ShardIndex) -> str:
+    text = json.dumps(training.identity(index), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _num_workers(resources: ResourcesConfig) -> int:
+    gpus = num_gpus()
+    if not gpus:
+        return resources.cpu_workers
+    if resources.gpu_workers is not None and resources.gpu_workers > gpus:
+        raise PsclapError(
+            f"resources.gpu_workers {resources.gpu_workers} exceeds the cluster's {gpus} GPUs; "
+            "lower it, or set it to null to use all of them"
+        )
+    return resources.gpu_workers or gpus
+
+
+def _run_id(run: Run, folder: Path) -> str:
+    """The id of this run's MLflow run: that of the interrupted run where there is one."""
+    path = folder / _RUN_FILE
+    if path.is_file():
+        print(f"[{run.name}] going on with the interrupted run in {folder}", flush=True)
+        return json.loads(path.read_text())["run_id"]
+    run_id = run.store.start_run(run.experiment, run.name, run.tags)
+    write_json(path, {"run_id": run_id})
+    return run_id
+
+
+def _fit(run: Run, folder: Path, run_id: str, workers: int) -> tuple[Any, Mapping[str, float]]:
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    use_gpu = num_gpus() > 0
+    threads = run.resources.threads_per_cpu_worker
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config={"run": run, "run_id": run_id, "threads": None if use_gpu else threads},
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=workers,
+            use_gpu=use_gpu,
+            resources_per_worker=None if use_gpu else {"CPU": threads},
+        ),
+        run_config=RunConfig(
+            name="ray",
+            storage_path=str(folder),
+            failure_config=FailureConfig(max_failures=run.resources.max_failures),
+            checkpoint_config=CheckpointConfig(
+                num_to_keep=2, checkpoint_score_attribute=SELECTION_METRIC, checkpoint_score_order="max"
+            ),
+        ),
+    )
+    result = trainer.fit()
+    # Of equal scores the later checkpoint: it has seen more.
+    return max(result.best_checkpoints, key=lambda pair: (pair[1][SELECTION_METRIC], pair[1]["step"]))
+
+
+def _work(config: dict[str, Any]) -> None:
+    """One worker; runs in a process of Ray's."""
+    import ray.train
+    import ray.train.torch
+    import torch
+
+    run: Run = config["run"]
+    if config["threads"]:
+        torch.set_num_threads(config["threads"])
+    tracker: Tracker = NullTracker()
+    if ray.train.get_context().get_world_rank() == 0:
+        tracker = Trackers([PrintTracker(run.name), MlflowTracker(run.store, config["run_id"])])
+
+    def on_checkpoint(folder: Path | None, metrics: Mapping[str, float]) -> None:
+        checkpoint = ray.train.Checkpoint.from_directory(folder) if folder else None
+        ray.train.report(dict(metrics), checkpoint=checkpoint)
+
+    last = ray.train.get_checkpoint()
+    device = ray.train.torch.get_device()
+    if last is None:
+        train(run.training, tracker, on_checkpoint, device=device)
+        return
+    with last.as_directory() as folder:
+        train(run.training, tracker, on_checkpoint, resume_from=Path(folder), device=device)
+
+
+def run_params(training: Training) -> dict[str, Any]:
+    """A training's configuration as flat parameters."""
+    return {**asdict(training.train), "seed": training.seed}

@@ -1,0 +1,32 @@
+"""How every stage runs: read params.yaml, do the work, and end with a sentence instead of a traceback."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from psclap.config import Params, load_params
+from psclap.errors import PsclapError
+from stages import PARAMS
+
+INTERRUPTED = 130
+
+
+def run_stage(stage: Callable[..., None]) -> NoReturn:
+    """Calls `stage(params, *command-line arguments)` and exits: 0, 1 for bad input, 130 when interrupted."""
+    # A scheduler's SIGTERM ends a stage as Ctrl-C does: temporary output is removed, Ray is shut down.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_TELEMETRY"):
+        os.environ.setdefault(name, "1")
+    try:
+        params: Params = load_params(PARAMS)
+        stage(params, *sys.argv[1:])
+    except PsclapError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("interrupted; nothing half-written is left, `dvc repro` goes on from here", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    sys.exit(0)

@@ -1,0 +1,22 @@
+"""Source -> Utterances: data/corpus with `utterances.parquet` and, where the corpus makes audio, the audio."""
+
+import pyarrow.parquet as pq
+
+from psclap.config import Params
+from psclap.corpora import build_corpus
+from psclap.files import atomic_folder
+from psclap.schema import utterances_to_table
+from stages import CORPUS
+from stages._main import run_stage
+
+
+def main(params: Params) -> None:
+    corpus = build_corpus(params.corpus.name, params.corpus.options)
+    with atomic_folder(CORPUS) as folder:
+        table = utterances_to_table(corpus.utterances(folder, processes=None))
+        pq.write_table(table, folder / "utterances.parquet")
+    print(f"prepare: {table.num_rows} utterances of the corpus {params.corpus.name} in {CORPUS}")
+
+
+if __name__ == "__main__":
+    run_stage(main)

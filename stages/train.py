@@ -1,0 +1,56 @@
+"""Shards -> one trained variant: models/VARIANT (a checkpoint folder) and training/VARIANT (curve, run id)."""
+
+import csv
+import subprocess
+from pathlib import Path
+
+from pipelines.tracking import TrackingStore
+from pipelines.train import Run, train_variant
+from psclap.config import Params
+from psclap.files import atomic_folder, write_json
+from psclap.shards.index import ShardIndex
+from psclap.training.loop import Training
+from stages import MODELS, RUN_STORAGE, SHARDS, TRACKING_STORE, TRAINING
+from stages._main import run_stage
+
+
+def main(params: Params, variant: str) -> None:
+    store = TrackingStore.at(TRACKING_STORE)
+    run = Run(
+        name=variant,
+        training=Training(SHARDS.absolute(), params.model, params.train[variant], params.seed),
+        resources=params.resources,
+        storage=RUN_STORAGE,
+        store=store,
+        experiment=params.register.experiment,
+        tags={
+            "variant": variant,
+            "data_index_sha256": ShardIndex(SHARDS).sha256,
+            "git_revision": _git("rev-parse", "HEAD"),
+            "git_dirty": str(bool(_git("status", "--porcelain", "--untracked-files=no"))).lower(),
+        },
+    )
+    trained = train_variant(run, MODELS / variant)
+    with atomic_folder(TRAINING / variant) as folder:
+        write_json(folder / "run.json", {"run_id": trained.run_id})
+        _write_history(folder / "history.csv", store.history(trained.run_id))
+    values = "  ".join(f"{name} {value:.4g}" for name, value in trained.metrics.items())
+    print(f"train: {variant}: best checkpoint in {MODELS / variant}: {values}")
+
+
+def _git(*arguments: str) -> str:
+    result = subprocess.run(["git", *arguments], capture_output=True, text=True)
+    return result.stdout.strip() if result.returncode == 0 else "unknown"
+
+
+def _write_history(path: Path, rows: list[dict[str, float]]) -> None:
+    # Speeds are left to the tracking store: they differ from run to run.
+    columns = sorted({name for row in rows for name in row if not name.startswith("speed/")} - {"step"})
+    with open(path, "w", newline="") as stream:
+        writer = csv.DictWriter(stream, ["step", *columns], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    run_stage(main)
