@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 _QUIET = {
@@ -25,13 +26,37 @@ def ray_session() -> Iterator[None]:
         yield
         return
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(logging_level="WARNING")
+        ray.init(logging_level="WARNING", log_to_driver=False)
     else:
-        ray.init(include_dashboard=False, logging_level="WARNING")
+        ray.init(include_dashboard=False, logging_level="WARNING", log_to_driver=False)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def console() -> Iterator[Callable[[str], None]]:
+    """Yields a function that prints a line here, from whichever worker calls it.
+
+    Ray's own forwarding of the workers' output is off: it mixes in the messages of its inner parts.
+    """
+    from ray.util.queue import Queue
+
+    lines = Queue(actor_options={"num_cpus": 0})
+
+    def forward() -> None:
+        while (line := lines.get()) is not None:
+            print(line, flush=True)
+
+    thread = threading.Thread(target=forward, daemon=True)
+    thread.start()
+    try:
+        yield lines.put
+    finally:
+        lines.put(None)
+        thread.join(timeout=10)
+        lines.shutdown()
 
 
 def num_gpus() -> int:

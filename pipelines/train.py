@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.cluster import num_gpus, ray_session
+from pipelines.cluster import console, num_gpus, ray_session
 from pipelines.tracking import MlflowTracker, TrackingStore
 from psclap.config import ResourcesConfig
 from psclap.errors import PsclapError
@@ -57,7 +57,8 @@ def train_variant(run: Run, model_folder: Path) -> Trained:
         check_training(run.training, index, workers)
         folder = run.storage.absolute() / f"{run.name}-{identity[:12]}"
         run_id = _run_id(run, folder)
-        best = _fit(run, folder, run_id, workers)
+        with console() as write:
+            best = _fit(run, folder, run_id, workers, write)
         with atomic_folder(model_folder) as partial:
             shutil.copytree(best[0].path, partial, dirs_exist_ok=True)
     shutil.rmtree(folder)
@@ -92,7 +93,9 @@ def _run_id(run: Run, folder: Path) -> str:
     return run_id
 
 
-def _fit(run: Run, folder: Path, run_id: str, workers: int) -> tuple[Any, Mapping[str, float]]:
+def _fit(
+    run: Run, folder: Path, run_id: str, workers: int, write: Callable[[str], None]
+) -> tuple[Any, Mapping[str, float]]:
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -100,7 +103,7 @@ def _fit(run: Run, folder: Path, run_id: str, workers: int) -> tuple[Any, Mappin
     threads = run.resources.threads_per_cpu_worker
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"run": run, "run_id": run_id, "threads": None if use_gpu else threads},
+        train_loop_config={"run": run, "run_id": run_id, "threads": None if use_gpu else threads, "write": write},
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=workers,
@@ -132,7 +135,7 @@ def _work(config: dict[str, Any]) -> None:
         torch.set_num_threads(config["threads"])
     tracker: Tracker = NullTracker()
     if ray.train.get_context().get_world_rank() == 0:
-        tracker = Trackers([PrintTracker(run.name), MlflowTracker(run.store, config["run_id"])])
+        tracker = Trackers([PrintTracker(run.name, config["write"]), MlflowTracker(run.store, config["run_id"])])
 
     def on_checkpoint(folder: Path | None, metrics: Mapping[str, float]) -> None:
         checkpoint = ray.train.Checkpoint.from_directory(folder) if folder else None
@@ -145,8 +148,3 @@ def _work(config: dict[str, Any]) -> None:
         return
     with last.as_directory() as folder:
         train(run.training, tracker, on_checkpoint, resume_from=Path(folder), device=device)
-
-
-def run_params(training: Training) -> dict[str, Any]:
-    """A training's configuration as flat parameters."""
-    return {**asdict(training.train), "seed": training.seed}

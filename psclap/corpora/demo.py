@@ -31,7 +31,7 @@ _TRAIN_SPEAKERS_PER_TEXTURE = {"silky": 40, "husky": 30, "raspy": 22, "vocal-fry
 _WHISPERED_SHARE = 0.25
 _DROPOUT = 0.25
 
-_PITCH_HZ = {"male": (78, 108, 145), "female": (160, 205, 265)}
+_PITCH_HZ = {"male": (70, 112, 172), "female": (150, 225, 330)}
 _FORMANT_SCALE = {"male": 1.0, "female": 1.14}
 _TEXTURE_LINES: dict[str, tuple[str, ...]] = {
     "silky": ("roughness 0", "flutter 2", "formant 4 100 60 100", "formant 5 100 50 100"),
@@ -65,7 +65,7 @@ class _Speaker:
     def voice(self, whispered: bool) -> espeak.Voice:
         base_hz = _PITCH_HZ[self.gender][_PITCHES.index(self.pitch)] * self.pitch_factor
         formant = 100 * _FORMANT_SCALE[self.gender] * self.formant_factor
-        lines = [f"gender {self.gender}", f"pitch {base_hz:.0f} {1.45 * base_hz:.0f}"]
+        lines = [f"gender {self.gender}", f"pitch {base_hz:.0f} {1.6 * base_hz:.0f}"]
         lines += [f"formant {number} {formant:.0f} 100 100" for number in (1, 2, 3)]
         lines += [*_TEXTURE_LINES[self.texture], *(_WHISPER_LINES if whispered else ())]
         return espeak.Voice(self.voice_name(whispered), tuple(lines))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -60,11 +59,11 @@ class Trackers:
 
 
 class PrintTracker(NullTracker):
-    """Prints one line for each call of `metrics`."""
+    """Writes one line for each call of `metrics`; `write` takes the line."""
 
-    def __init__(self, name: str):
-        self._name = name
+    def __init__(self, name: str, write: Callable[[str], Any] = print):
+        self._name, self._write = name, write
 
     def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         values = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-        print(f"[{self._name}] step {step:5d}  {values}", file=sys.stderr, flush=True)
+        self._write(f"[{self._name}] step {step:5d}  {values}")
