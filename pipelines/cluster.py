@@ -11,7 +11,7 @@ _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it prints every worker's line twice
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_AUTH_MODE": "token",  # the default; said, it is not warned about
 }
 
 
@@ -28,6 +28,8 @@ def ray_session() -> Iterator[None]:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(logging_level="WARNING", log_to_driver=False)
     else:
+        # Ray Data's actors make Ray's C++ core report a known harmless error on the terminal; its log files go too.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         ray.init(include_dashboard=False, logging_level="WARNING", log_to_driver=False)
     try:
         yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,11 +70,11 @@ def embed_corpus(job: EmbedJob, output: Path) -> dict[str, Any]:
 
 def _run(job: EmbedJob, table: pa.Table, output: Path) -> None:
     import ray
-    from ray.data import ActorPoolStrategy
+    from ray.data import ActorPoolStrategy, SaveMode
     from ray.data.datasource import FilenameProvider
 
     class PartNames(FilenameProvider):
-        """Names that do not change from run to run."""
+        """Names that do not change from run to run; the folder they go to is fresh."""
 
         def get_filename_for_task(self, write_uuid: str, task_index: int) -> str:
             return f"part-{task_index:05d}.parquet"
@@ -81,6 +82,7 @@ def _run(job: EmbedJob, table: pa.Table, output: Path) -> None:
         def get_filename_for_block(self, block: Any, write_uuid: str, task_index: int, block_index: int) -> str:
             return f"part-{task_index:05d}-{block_index:03d}.parquet"
 
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     gpus = num_gpus()
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
@@ -100,4 +102,4 @@ def _run(job: EmbedJob, table: pa.Table, output: Path) -> None:
             num_gpus=1 if gpus else 0,
         )
     )
-    dataset.write_parquet(str(output), filename_provider=PartNames())
+    dataset.write_parquet(str(output), filename_provider=PartNames(), mode=SaveMode.OVERWRITE)

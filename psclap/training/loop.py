@@ -176,7 +176,7 @@ class _Trainer:
 
     def checkpoint(self, step: int, position: Position, on_checkpoint: OnCheckpoint) -> None:
         metrics = self.validate(step)
-        self.tracker.metrics(step, metrics)
+        self.tracker.metrics(step, {name: value for name, value in metrics.items() if name != "step"})
         if distributed.rank() != 0:
             on_checkpoint(None, metrics)
             return

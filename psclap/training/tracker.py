@@ -65,5 +65,5 @@ class PrintTracker(NullTracker):
         self._name, self._write = name, write
 
     def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        values = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        values = "  ".join(f"{name.removeprefix('speed/')} {value:.4g}" for name, value in metrics.items())
         self._write(f"[{self._name}] step {step:5d}  {values}")

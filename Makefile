@@ -1,0 +1,34 @@
+# `make setup` once; `make demo` runs the pipeline, `make test` the tests. Needs Python 3.11, git and make.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: setup demo test lint check clean
+
+setup: $(INSTALLED)
+
+$(INSTALLED): requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --requirement requirements.lock
+	$(BIN)/pip install --quiet --no-build-isolation --no-deps --editable .
+	touch $@
+
+# `dvc repro` is the job itself; what is up to date is not run again.
+demo: setup
+	PATH="$(CURDIR)/$(BIN):$$PATH" dvc repro
+	@cat summary.md stages/next_steps.txt
+
+test: setup
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+check: lint test
+
+# Removes what the pipeline made, the tracking store too; the environment stays.
+clean:
+	rm -rf data/corpus data/shards models/* training/* reports/* registered/* embeddings runs mlflow .dvc/cache .dvc/tmp
