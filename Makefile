@@ -17,7 +17,13 @@ $(INSTALLED): requirements.lock pyproject.toml
 # `dvc repro` is the job itself; what is up to date is not run again.
 demo: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" dvc repro
-	@cat summary.md stages/next_steps.txt
+	@cat summary.md
+	@echo
+	@echo 'Try next, after `. $(BIN)/activate`:'
+	@echo '  psclap search embeddings "a loud man with a raspy voice, speaking fast" --top 5'
+	@echo '  psclap classify data/corpus/audio/demo-test-0000[0-3].flac --tags pitch-level'
+	@echo '  psclap score data/corpus/audio/demo-test-0000[0-3].flac --text "a soft, slow female voice"'
+	@echo '  mlflow ui --backend-store-uri sqlite:///mlflow/mlflow.db      runs, curves, registered models'
 
 test: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.metadata
 import os
 import re
@@ -10,16 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import mlflow
+import numpy as np
+import pandas as pd
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import Array
 
+import mlflow
 import psclap
 from pipelines import serving
 from pipelines.tracking import STORE_NAME, TrackingStore
+from psclap import audio
 from psclap.errors import PsclapError
 from psclap.files import sha256_file
 
@@ -73,6 +77,7 @@ def register(
                 artifacts={_ARTIFACT: str(model_folder)},
                 code_paths=[str(Path(psclap.__file__).parent)],
                 signature=_SIGNATURE,
+                input_example=_input_example(),
                 pip_requirements=_pinned_requirements(),
                 registered_model_name=name,
             )
@@ -81,6 +86,13 @@ def register(
         client.set_model_version_tag(name, version.version, key, value)
     client.set_registered_model_alias(name, alias, version.version)
     return Registered(name, str(version.version), run_id, weights_sha256)
+
+
+def _input_example() -> pd.DataFrame:
+    """A second of noise as base64, and a caption."""
+    wave = np.random.default_rng(0).normal(0, 0.1, 16000).astype(np.float32)
+    flac = base64.b64encode(audio.encode_flac(wave, 16000)).decode()
+    return pd.DataFrame({"audio": [flac], "text": ["A calm, quiet voice."]})
 
 
 def _known_version(client: Any, name: str, run_id: str, weights_sha256: str) -> ModelVersion | None:

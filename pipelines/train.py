@@ -16,7 +16,8 @@ from psclap.config import ResourcesConfig
 from psclap.errors import PsclapError
 from psclap.files import atomic_folder, write_json
 from psclap.shards.index import ShardIndex
-from psclap.training.loop import SELECTION_METRIC, Training, check_training, train
+from psclap.training.loop import SELECTION_METRIC, check_training, train
+from psclap.training.spec import Training
 from psclap.training.tracker import NullTracker, PrintTracker, Tracker, Trackers
 
 _RUN_FILE = "run.json"
@@ -96,7 +97,7 @@ def _run_id(run: Run, folder: Path) -> str:
 def _fit(
     run: Run, folder: Path, run_id: str, workers: int, write: Callable[[str], None]
 ) -> tuple[Any, Mapping[str, float]]:
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
     from ray.train.torch import TorchConfig, TorchTrainer
 
     use_gpu = num_gpus() > 0
@@ -119,7 +120,14 @@ def _fit(
             ),
         ),
     )
-    result = trainer.fit()
+    try:
+        result = trainer.fit()
+    except WorkerGroupError as error:
+        # What a user can mend ends as its own sentence, not as a report on workers.
+        for failure in error.worker_failures.values():
+            if isinstance(cause := getattr(failure, "_base_exc", failure), PsclapError):
+                raise PsclapError(f"{run.name}: {cause}") from error
+        raise
     # Of equal scores the later checkpoint: it has seen more.
     return max(result.best_checkpoints, key=lambda pair: (pair[1][SELECTION_METRIC], pair[1]["step"]))
 

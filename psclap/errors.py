@@ -20,9 +20,12 @@ class AudioError(PsclapError):
     """
 
     def __init__(self, reason: str, detail: str):
-        super().__init__(f"{reason}: {detail}")
+        super().__init__(reason, detail)  # the arguments as they are, so that it survives pickling
         self.reason = reason
         self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}"
 
 
 class CheckpointError(PsclapError):

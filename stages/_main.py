@@ -19,7 +19,7 @@ def run_stage(stage: Callable[..., None]) -> NoReturn:
     """Calls `stage(params, *command-line arguments)` and exits: 0, 1 for bad input, 130 when interrupted."""
     # A scheduler's SIGTERM ends a stage as Ctrl-C does: temporary output is removed, Ray is shut down.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    for name in ("TQDM_DISABLE", "HF_HUB_DISABLE_TELEMETRY"):
+    for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_TELEMETRY", "TQDM_DISABLE"):
         os.environ.setdefault(name, "1")
     try:
         params: Params = load_params(PARAMS)

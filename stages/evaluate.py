@@ -8,7 +8,7 @@ from psclap.evaluation.evaluate import TestSets
 from psclap.evaluation.report import headline, write_report
 from psclap.files import atomic_folder, write_json
 from psclap.shards.index import ShardIndex
-from psclap.training.loop import Training, build_training_model
+from psclap.training.spec import Training, build_training_model
 from stages import METRICS, MODELS, REPORTS, SHARDS
 from stages._main import run_stage
 

@@ -9,7 +9,6 @@ from psclap.config import Params
 from psclap.evaluation.report import flatten
 from psclap.files import write_json
 from psclap.shards.index import ShardIndex
-from psclap.training.checkpoint import read_progress
 from stages import METRICS, MODELS, REGISTERED, REPORTS, SHARDS, TRACKING_STORE, TRAINING
 from stages._main import run_stage
 
@@ -19,7 +18,8 @@ def main(params: Params, variant: str) -> None:
     run_id = json.loads((TRAINING / variant / "run.json").read_text())["run_id"]
     numbers = flatten({path.stem: json.loads(path.read_text()) for path in sorted((METRICS / variant).glob("*.json"))})
     tracker = MlflowTracker(store, run_id)
-    tracker.metrics(read_progress(MODELS / variant).step, {f"test/{name}": value for name, value in numbers.items()})
+    step = json.loads((MODELS / variant / "progress.json").read_text())["step"]
+    tracker.metrics(step, {f"test/{name}": value for name, value in numbers.items()})
     tracker.artifact(REPORTS / variant)
     tracker.close()
     registered = register(

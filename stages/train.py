@@ -9,7 +9,7 @@ from pipelines.train import Run, train_variant
 from psclap.config import Params
 from psclap.files import atomic_folder, write_json
 from psclap.shards.index import ShardIndex
-from psclap.training.loop import Training
+from psclap.training.spec import Training
 from stages import MODELS, RUN_STORAGE, SHARDS, TRACKING_STORE, TRAINING
 from stages._main import run_stage
 

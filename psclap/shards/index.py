@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from psclap import audio
 from psclap.errors import PsclapError
 from psclap.schema import INDEX_SCHEMA, CaptionSet, Split
-from psclap.shards.writer import INDEX_NAME, SUMMARY_NAME
+from psclap.shards import INDEX_NAME, SUMMARY_NAME
 
 
 @dataclass(frozen=True)

@@ -25,11 +25,9 @@ from psclap.errors import AudioError, PsclapError
 from psclap.files import sha256_file, write_json
 from psclap.parallel import process_map
 from psclap.schema import INDEX_SCHEMA, METADATA_COLUMNS, SPLITS, Utterance
+from psclap.shards import INDEX_NAME, REJECTS_NAME, SUMMARY_NAME
 from psclap.tags import check_tags
 
-INDEX_NAME = "index.parquet"
-SUMMARY_NAME = "summary.json"
-REJECTS_NAME = "rejects.jsonl"
 _SHUFFLE_SEED = 0
 
 

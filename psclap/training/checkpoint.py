@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from psclap.errors import CheckpointError
@@ -70,7 +71,7 @@ def load_trainer_state(
     try:
         task.model.load_state_dict(load_file(folder / "model.safetensors"))
         tensors = load_file(folder / _OPTIMIZER_NAME)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder} does not fit this model: {error}") from error
     _restore_optimizer(task, optimizer, tensors)
     return progress

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +16,17 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from psclap import distributed
-from psclap.config import ModelConfig, TrainConfig
+from psclap.config import TrainConfig
 from psclap.embedding import Embedder
 from psclap.errors import PsclapError
 from psclap.evaluation.retrieval import RetrievalSet, retrieval
 from psclap.loader import Loader, Position
-from psclap.models import ParaSpeechCLAPModel, ParaSpeechCLAPProcessor
-from psclap.models.build import build_model
 from psclap.sampling import Balance, EpochPlan, class_balance
 from psclap.shards.index import ShardIndex
-from psclap.tags import VOCABULARY, training_prompts
+from psclap.tags import VOCABULARY
 from psclap.training.checkpoint import Progress, load_trainer_state, save_checkpoint
 from psclap.training.optim import build_optimizer, learning_rate
+from psclap.training.spec import Training, build_training_model
 from psclap.training.task import ContrastiveTask
 from psclap.training.tracker import Tracker
 
@@ -38,31 +35,6 @@ SELECTION_METRIC = "val/MRR"
 
 OnCheckpoint = Callable[[Path | None, Mapping[str, float]], None]
 """Called on every rank, with the folder on rank 0 (gone when it returns) and the metrics there."""
-
-
-@dataclass(frozen=True)
-class Training:
-    """What a training is of: the shards, the model and the variant's configuration, the seed."""
-
-    shards: Path
-    model: ModelConfig
-    train: TrainConfig
-    seed: int
-
-    def identity(self, index: ShardIndex) -> dict[str, str]:
-        """Hashes of what must stay the same for a checkpoint to be continued."""
-        return {
-            "data": index.sha256,
-            "configuration": _hash({"train": asdict(self.train), "model": asdict(self.model), "seed": self.seed}),
-        }
-
-
-def build_training_model(training: Training, index: ShardIndex) -> tuple[ParaSpeechCLAPModel, ParaSpeechCLAPProcessor]:
-    """The model and processor as they are before the first step."""
-    in_train = index.table.filter(index.table["split"].to_numpy() == "train")
-    captions = (caption["text"] for row in in_train["captions"].to_pylist() for caption in row)
-    prompts = (prompt for tag in VOCABULARY for prompt in training_prompts(tag))
-    return build_model(training.model, [*captions, *prompts], index.sample_rate_hz, training.seed)
 
 
 def check_training(training: Training, index: ShardIndex, workers: int) -> None:
@@ -95,7 +67,7 @@ def train(
     device = device or torch.device("cpu")
     index = ShardIndex(training.shards)
     check_training(training, index, distributed.world_size())
-    trainer = _Trainer(training, index, device, tracker)
+    trainer = Trainer(training, index, device, tracker)
     progress = trainer.resume(resume_from) if resume_from else Progress(0, Position(), {}, {})
     loader = trainer.loader(progress.position)
     total_steps = _total_steps(config, loader)
@@ -107,7 +79,7 @@ def train(
         trainer.run(batches, progress.step, total_steps, on_checkpoint)
 
 
-class _Trainer:
+class Trainer:
     """The state of one training on one rank."""
 
     def __init__(self, training: Training, index: ShardIndex, device: torch.device, tracker: Tracker):
@@ -246,7 +218,7 @@ def _total_steps(config: TrainConfig, loader: Loader) -> int:
     return sum(len(loader.plan(epoch)) for epoch in range(config.max_epochs))
 
 
-def _sizes(trainer: _Trainer) -> dict[str, int]:
+def _sizes(trainer: Trainer) -> dict[str, int]:
     parameters = list(trainer.task.model.parameters())
     return {
         "workers": distributed.world_size(),
@@ -259,10 +231,6 @@ def _sizes(trainer: _Trainer) -> dict[str, int]:
 def _check_finite(step: int, loss: float) -> None:
     if not math.isfinite(loss):
         raise PsclapError(f"the loss is {loss} at step {step}; lower the learning rate or set max_grad_norm")
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=dict).encode()).hexdigest()
 
 
 def _hash_int(numbers: list[int]) -> int:

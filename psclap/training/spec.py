@@ -1,0 +1,44 @@
+"""What a training is of, and the model that it starts from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from psclap.config import ModelConfig, TrainConfig
+from psclap.models import ParaSpeechCLAPModel, ParaSpeechCLAPProcessor
+from psclap.models.build import build_model
+from psclap.shards.index import ShardIndex
+from psclap.tags import VOCABULARY, training_prompts
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a training is of: the shards, the model and the variant's configuration, the seed."""
+
+    shards: Path
+    model: ModelConfig
+    train: TrainConfig
+    seed: int
+
+    def identity(self, index: ShardIndex) -> dict[str, str]:
+        """Hashes of what must stay the same for a checkpoint to be continued."""
+        return {
+            "data": index.sha256,
+            "configuration": _hash({"train": asdict(self.train), "model": asdict(self.model), "seed": self.seed}),
+        }
+
+
+def build_training_model(training: Training, index: ShardIndex) -> tuple[ParaSpeechCLAPModel, ParaSpeechCLAPProcessor]:
+    """The model and processor as they are before the first step."""
+    in_train = index.table.filter(index.table["split"].to_numpy() == "train")
+    captions = (caption["text"] for row in in_train["captions"].to_pylist() for caption in row)
+    prompts = (prompt for tag in VOCABULARY for prompt in training_prompts(tag))
+    return build_model(training.model, [*captions, *prompts], index.sample_rate_hz, training.seed)
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=dict).encode()).hexdigest()

@@ -1,0 +1,276 @@
+"""The whole pipeline in a clone of the working tree: real DVC, Ray workers, MLflow server, audio and models."""
+
+import base64
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from psclap.embedding import Embedder
+
+ROOT = Path(__file__).parent.parent
+BIN = Path(sys.executable).parent
+
+
+def tracked_files() -> list[str]:
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return [name for name in listed.stdout.splitlines() if (ROOT / name).is_file()]
+
+
+def clone(target: Path) -> Path:
+    for name in tracked_files():
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, target / name)
+    (target / "dvc.lock").unlink(missing_ok=True)
+    params = yaml.safe_load((target / "psclap/presets/demo.yaml").read_text())
+    params["corpus"]["options"] |= {"train_clips": 96, "val_clips": 24, "test_clips": 48}
+    params["shard"]["max_samples_per_shard"] = 40
+    params["train"]["base"] |= {"max_steps": 40, "validate_every": 4, "log_every": 10, "global_batch_size": 16}
+    params["train"]["base"] |= {"warmup_steps": 2}
+    (target / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "mini"]):
+        identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
+        subprocess.run(["git", *identity, *command], cwd=target, check=True)
+    return target
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real MLflow server on loopback, with its own database and artefact folder."""
+    folder = tmp_path_factory.mktemp("mlflow-server")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [BIN / "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "art")]
+    uri = f"http://127.0.0.1:{port}"
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, cwd=folder)
+    try:
+        _wait_for(f"{uri}/health", process, folder / "log")
+        yield uri
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(timeout=30)
+
+
+def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    for _ in range(600):
+        assert process.poll() is None, log.read_text()
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except OSError:
+            time.sleep(0.2)
+    raise AssertionError(log.read_text())
+
+
+class Project:
+    """A clone in which commands run as a user would run them."""
+
+    def __init__(self, folder: Path, server: str):
+        self.folder = folder
+        # The clone's own modules, not the working tree's, are what `python -m stages...` must find.
+        self.environment = {
+            **os.environ,
+            "PATH": f"{BIN}:{os.environ['PATH']}",
+            "PYTHONPATH": str(folder),
+            "MLFLOW_TRACKING_URI": server,
+        }
+
+    def start(self, *command: str) -> subprocess.Popen[str]:
+        pipe = subprocess.PIPE
+        return subprocess.Popen(
+            command, cwd=self.folder, env=self.environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+        )
+
+    def run(self, *command: str) -> str:
+        process = self.start(*command)
+        out, err = process.communicate(timeout=900)
+        assert process.returncode == 0, f"{command}: {process.returncode}\n{out[-4000:]}\n{err[-4000:]}"
+        return out
+
+    def json(self, path: str) -> Any:
+        return json.loads((self.folder / path).read_text())
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, server: str) -> Project:
+    """A clone after its first `dvc repro`."""
+    project = Project(clone(tmp_path_factory.mktemp("project")), server)
+    output = project.run("dvc", "repro")
+    assert output.count("Running stage") == 13
+    return project
+
+
+def test_repro_leaves_every_product(project: Project) -> None:
+    for variant in ("intrinsic", "situational", "combined"):
+        assert Embedder(project.folder / "models" / variant).dim == 64
+        metrics = project.json(f"metrics/{variant}/combined.json")["audio_to_text"]
+        assert 0 <= metrics["R@1"] <= metrics["R@10"] <= 1
+        assert metrics["chance_R@10"] == pytest.approx(10 / 24, abs=1e-3)
+        assert (project.folder / f"reports/{variant}/confusion.png").stat().st_size > 10_000
+    assert "| combined" in (project.folder / "summary.md").read_text()
+    embeddings = pq.read_table(project.folder / "embeddings")
+    assert embeddings.num_rows == 48
+    assert str(embeddings.schema.field("embedding").type) == "fixed_size_list<element: float>[64]"
+    assert not list((project.folder / "runs").iterdir())  # nothing is left of finished runs
+
+
+def test_embeddings_are_those_of_the_model_in_the_folder(project: Project) -> None:
+    table = pq.read_table(project.folder / "embeddings").to_pylist()
+    embedder = Embedder(project.folder / "models" / "combined")
+    from psclap.shards.index import ShardIndex
+
+    index = ShardIndex(project.folder / "data" / "shards")
+    row_of_key = {key: number for number, key in enumerate(index.table["key"].to_pylist())}
+    clips = [index.read_clip(row_of_key[row["key"]]) for row in table]
+    expected = embedder.embed_audio(clips)
+    for row, vector in zip(table, expected, strict=True):
+        assert row["embedding"] == pytest.approx(vector.tolist(), abs=1e-5)
+
+
+def test_a_second_repro_does_nothing(project: Project) -> None:
+    output = project.run("dvc", "repro")
+    assert "Running stage" not in output
+    assert output.count("didn't change, skipping") == 13
+    assert "Data and pipelines are up to date" in output
+
+
+def test_dvc_shows_metrics_and_plots(project: Project) -> None:
+    shown = json.loads(project.run("dvc", "metrics", "show", "--json"))
+    files = shown[""]["data"]
+    assert len(files) == 12
+    assert "R@10" in json.dumps(files)
+    project.run("dvc", "plots", "show", "-o", "plots-page")
+    assert (project.folder / "plots-page" / "index.html").is_file()
+
+
+def test_runs_and_models_are_on_the_server(project: Project, server: str) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(server)
+    runs = client.search_runs([client.get_experiment_by_name("psclap").experiment_id])
+    assert sorted(run.info.run_name for run in runs) == ["combined", "intrinsic", "situational"]
+    for run in runs:
+        variant = run.info.run_name
+        assert run.info.status == "FINISHED"
+        assert run.data.params["global_batch_size"] == "16"
+        assert run.data.params["workers"] == "2"
+        assert [m.step for m in client.get_metric_history(run.info.run_id, "loss/total")] == [10, 20, 30, 40]
+        metrics = project.json(f"metrics/{variant}/combined.json")["audio_to_text"]
+        assert run.data.metrics["test/combined/audio_to_text/R_at_10"] == pytest.approx(metrics["R@10"])
+        assert len(run.data.tags["git_revision"]) == 40
+        index = project.json("data/shards/summary.json")["index_sha256"]
+        assert run.data.tags["data_index_sha256"] == index
+        artifacts = [item.path for item in client.list_artifacts(run.info.run_id, variant)]
+        assert f"{variant}/confusion.png" in artifacts
+        version = client.get_model_version_by_alias(f"psclap-{variant}", "champion")
+        assert version.run_id == run.info.run_id
+        assert version.tags["combined/audio_to_text/R_at_10"] == f"{metrics['R@10']:.4f}"
+
+
+def test_the_registered_model_answers_as_a_pyfunc(
+    project: Project, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    mlflow.set_tracking_uri(server)
+    model = mlflow.pyfunc.load_model("models:/psclap-combined@champion")
+    path = sorted((project.folder / "data/corpus/audio").iterdir())[0]
+    rows = pd.DataFrame({"audio": [str(path), base64.b64encode(path.read_bytes()).decode()], "text": ["loud"] * 2})
+    embedder = Embedder(project.folder / "models" / "combined")
+    speech, text = embedder.embed_files([path])[0], embedder.embed_text(["loud"])[0]
+    assert model.predict(rows)["score"].tolist() == pytest.approx([float(speech @ text)] * 2, abs=1e-5)
+    embedded = model.predict(rows, params={"task": "embed"})["embedding"]
+    assert embedded[1] == pytest.approx(speech, abs=1e-5)
+    with pytest.raises(Exception, match="must be one of score, embed"):
+        model.predict(rows, params={"task": "sing"})
+
+
+def test_the_command_line_searches_by_model_uri(project: Project) -> None:
+    found = json.loads(project.run("psclap", "search", "embeddings", "a loud voice", "--top", "3", "--json"))
+    assert len(found) == 3
+    clip = f"data/corpus/audio/{found[0]['key']}.flac"
+    scored = json.loads(project.run("psclap", "score", clip, "--text", "a loud voice", "--json"))
+    assert scored[0]["score"] == pytest.approx(found[0]["score"], abs=1e-3)
+
+
+def test_an_experiment_reruns_only_what_depends_on_it(project: Project) -> None:
+    output = project.run("dvc", "exp", "run", "-S", "train.combined.learning_rate=0.0005")
+    ran = {line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")}
+    assert ran == {"train@combined", "evaluate@combined", "register@combined", "embed", "compare"}
+
+
+@pytest.fixture
+def copy(project: Project, server: str, tmp_path: Path) -> Project:
+    ignored = shutil.ignore_patterns(".dvc", ".git")
+    shutil.copytree(project.folder, tmp_path, dirs_exist_ok=True, ignore=ignored)
+    return Project(tmp_path, server)
+
+
+def interrupt(project: Project, *command: str, at_work: str) -> str:
+    """Runs a command until a file of the pattern `at_work` is there, then Ctrl-C; returns what it said.
+
+    The signal goes to the whole process group, as a terminal sends it.
+    """
+    process = project.start(*command)
+    for _ in range(6000):
+        assert process.poll() is None, process.communicate()
+        if list(project.folder.glob(at_work)):
+            break
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert "interrupted" in err
+    assert "Traceback" not in err
+    return err
+
+
+def test_an_interrupted_prepare_leaves_nothing(copy: Project) -> None:
+    shutil.rmtree(copy.folder / "data/corpus")
+    interrupt(copy, "python", "-m", "stages.prepare", at_work="data/.corpus.partial-*/audio/*")
+    assert {path.name for path in (copy.folder / "data").iterdir()} == {"shards"}
+
+
+def test_an_interrupted_shard_leaves_nothing(copy: Project) -> None:
+    shutil.rmtree(copy.folder / "data/shards")
+    manifest = copy.folder / "data/corpus/utterances.parquet"
+    rows = pq.read_table(manifest).to_pandas()
+    many = pd.concat([rows.assign(key=rows["key"] + f"-{number}") for number in range(60)])
+    pq.write_table(pa.Table.from_pandas(many, schema=pq.read_schema(manifest), preserve_index=False), manifest)
+    interrupt(copy, "python", "-m", "stages.shard", at_work="data/.shards.partial-*/*.tar")
+    assert {path.name for path in (copy.folder / "data").iterdir()} == {"corpus"}
+
+
+def test_an_interrupted_training_goes_on_and_ends_the_same(copy: Project, project: Project) -> None:
+    command = ("python", "-m", "stages.train", "situational")
+    model = copy.folder / "models/situational"
+    shutil.rmtree(model)
+    interrupt(copy, *command, at_work="runs/situational-*/ray/checkpoint_*")
+    assert not list((copy.folder / "models").glob("*situational*"))
+    assert "going on with the interrupted run" in copy.run(*command)
+    for name in ("model.safetensors", "optimizer.safetensors", "progress.json"):
+        assert (model / name).read_bytes() == (project.folder / "models/situational" / name).read_bytes(), name
