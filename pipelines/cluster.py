@@ -28,8 +28,6 @@ def ray_session() -> Iterator[None]:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(logging_level="WARNING", log_to_driver=False)
     else:
-        # Ray Data's actors make Ray's C++ core report a known harmless error on the terminal; its log files go too.
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         ray.init(include_dashboard=False, logging_level="WARNING", log_to_driver=False)
     try:
         yield

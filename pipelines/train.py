@@ -122,6 +122,8 @@ def _fit(
     )
     try:
         result = trainer.fit()
+    except SystemExit:  # Ray Train's answer to Ctrl-C, after it has stopped the workers
+        raise KeyboardInterrupt from None
     except WorkerGroupError as error:
         # What a user can mend ends as its own sentence, not as a report on workers.
         for failure in error.worker_failures.values():

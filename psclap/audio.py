@@ -38,12 +38,17 @@ def decode(source: bytes | str | Path | BinaryIO, start: int = 0, num_samples: i
             frames = file.read(-1 if num_samples is None else num_samples, dtype="float32", always_2d=True)
             sample_rate_hz = int(file.samplerate)
     except soundfile.SoundFileError as error:
-        raise AudioError("unreadable", f"libsndfile cannot decode it ({str(error).rstrip('.')})") from error
+        raise AudioError("unreadable", f"libsndfile cannot decode it ({_message(error)})") from error
     if not len(frames):
         raise AudioError("empty", "it decodes to no samples")
     if not np.isfinite(frames).all():
         raise AudioError("non-finite", "it holds NaN or infinite samples")
     return (frames[:, 0] if frames.shape[1] == 1 else frames.mean(axis=1)), sample_rate_hz
+
+
+def _message(error: soundfile.SoundFileError) -> str:
+    """Libsndfile's own words, without the name of the file."""
+    return str(getattr(error, "error_string", error)).rstrip(".")
 
 
 def _check_file(path: Path) -> str:

@@ -94,7 +94,7 @@ class TrainConfig:
     global_batch_size: int = field(metadata=at_least(2))
     max_steps: int | None = field(metadata=at_least(1))
     max_epochs: int | None = field(metadata=at_least(1))
-    max_crop_s: float = field(metadata=above(0))
+    max_crop_s: float = field(metadata=at_least(0.1))
     duplicate_captions: Literal["positives", "negatives"]
     tag_loss_weight: float = field(metadata=at_least(0))
     class_balanced: bool
@@ -199,8 +199,8 @@ def load_params(path: Path | str) -> Params:
     path = Path(path)
     try:
         mapping = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"cannot read the params file {path}: {error.strerror}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the params file {path}: {error}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     try:
@@ -216,14 +216,14 @@ def parse_params(mapping: Any) -> Params:
     try:
         raw = from_mapping(_RawParams, mapping, "params")
     except ConfigError as error:
-        problems.append(str(error).replace("params.", ""))
+        problems += [line.removeprefix("params.") for line in str(error).splitlines()]
     variants: dict[str, TrainConfig] = {}
     if isinstance(mapping, Mapping) and isinstance(mapping.get("train"), Mapping):
         try:
             variants = _variants(mapping["train"], mapping.get("variants"))
         except ConfigError as error:
             problems.append(str(error))
-    if raw is not None and raw.embed.variant not in variants:
+    if raw is not None and variants and raw.embed.variant not in variants:
         problems.append(f"embed.variant: {raw.embed.variant!r} must be one of the variants {list(variants)}")
     if problems or raw is None:
         raise ConfigError("\n".join(problems))
@@ -238,17 +238,25 @@ def _variants(train: Mapping[str, Any], names: Any) -> dict[str, TrainConfig]:
     base = train.get("base")
     if not isinstance(base, Mapping):
         raise ConfigError("train.base: missing section; it holds what the variants share")
-    problems, variants = [], {}
+    problems: list[str] = []
+    variants = {}
     for name, section in overrides.items():
         try:
             if not isinstance(section, Mapping):
                 raise ConfigError(f"train.{name}: {section!r} is not a section; write {{}} to change nothing")
             variants[name] = from_mapping(TrainConfig, {**base, **section}, f"train.{name}")
         except ConfigError as error:
-            problems.append(str(error))
+            problems += [_where_written(line, name, section) for line in str(error).splitlines()]
     if problems:
-        raise ConfigError("\n".join(problems))
+        raise ConfigError("\n".join(dict.fromkeys(problems)))
     return variants
+
+
+def _where_written(problem: str, variant: str, section: Any) -> str:
+    """A variant's problem under the section in which its key is written: its own, or the base."""
+    key = problem.removeprefix(f"train.{variant}.").split(":", 1)[0]
+    inherited = isinstance(section, Mapping) and key not in section and problem.startswith(f"train.{variant}.")
+    return problem.replace(f"train.{variant}.", "train.base.", 1) if inherited else problem
 
 
 def preset_names() -> list[str]:

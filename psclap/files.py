@@ -46,6 +46,8 @@ def atomic_file(path: Path | str) -> Iterator[Path]:
 def atomic_folder(path: Path | str) -> Iterator[Path]:
     """Yields a temporary folder to fill; on success it replaces `path`, on any failure it is removed."""
     path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise PsclapError(f"cannot write the folder {path}: a file of that name is in the way; move it")
     partial = _partial_name(path)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()

@@ -14,15 +14,22 @@ RECALL_CUTOFFS = (1, 5, 10)
 
 @dataclass(frozen=True)
 class Ranks:
-    """Where each query's first right candidate stands: how many wrong ones are above it, and how many tie."""
+    """Where each query's best right candidate stands: how many wrong ones are above it, and how many tie with it.
+
+    `right` counts the right candidates of that score, itself among them.
+    """
 
     above: np.ndarray  # (Q,)
-    tied: np.ndarray  # (Q,) wrong candidates of equal score
+    tied: np.ndarray  # (Q,)
+    right: np.ndarray  # (Q,)
 
     @property
     def expected(self) -> np.ndarray:
-        """(Q,) ranks from 1, the mean over the orders that ties leave open."""
-        return 1 + self.above + self.tied / 2
+        """(Q,) ranks from 1 of the first right candidate, the mean over the orders that ties leave open.
+
+        Of t wrong and r right candidates in random order, t / (r + 1) wrong ones precede the first right one.
+        """
+        return 1 + self.above + self.tied / (self.right + 1)
 
 
 def ranks(scores_QC: np.ndarray, is_right_QC: np.ndarray) -> Ranks:
@@ -32,8 +39,12 @@ def ranks(scores_QC: np.ndarray, is_right_QC: np.ndarray) -> Ranks:
     array([1.5])
     """
     best_Q1 = np.where(is_right_QC, scores_QC, -np.inf).max(1, keepdims=True)
-    is_wrong_QC = ~is_right_QC
-    return Ranks(above=((scores_QC > best_Q1) & is_wrong_QC).sum(1), tied=((scores_QC == best_Q1) & is_wrong_QC).sum(1))
+    is_best_QC = scores_QC == best_Q1
+    return Ranks(
+        above=((scores_QC > best_Q1) & ~is_right_QC).sum(1),
+        tied=(is_best_QC & ~is_right_QC).sum(1),
+        right=(is_best_QC & is_right_QC).sum(1),
+    )
 
 
 def recall_at(ranks_: Ranks, k: int) -> float:
@@ -41,10 +52,10 @@ def recall_at(ranks_: Ranks, k: int) -> float:
 
     A tie counts by its chance, so a model that scores everything alike gets what guessing gets.
 
-    >>> recall_at(Ranks(above=np.array([0, 3]), tied=np.array([0, 0])), 1)
+    >>> recall_at(Ranks(above=np.array([0, 3]), tied=np.array([0, 0]), right=np.array([1, 1])), 1)
     0.5
     """
-    return float(np.clip((k - ranks_.above) / (ranks_.tied + 1), 0, 1).mean())
+    return float(1 - _chance_of_none(ranks_.right, ranks_.right + ranks_.tied, k - ranks_.above).mean())
 
 
 def retrieval_metrics(ranks_: Ranks) -> dict[str, float]:
@@ -66,11 +77,18 @@ def chance_recall(num_right_Q: np.ndarray, num_candidates: int, k: int) -> float
     >>> round(chance_recall(np.array([1]), 156, 10), 4)
     0.0641
     """
-    wrong_Q = num_candidates - np.asarray(num_right_Q)
-    all_wrong_Q = np.ones(len(wrong_Q))
-    for drawn in range(min(k, num_candidates)):
-        all_wrong_Q *= np.clip(wrong_Q - drawn, 0, None) / (num_candidates - drawn)
-    return float(1 - all_wrong_Q.mean())
+    right_Q = np.asarray(num_right_Q)
+    return float(1 - _chance_of_none(right_Q, np.full(len(right_Q), num_candidates), np.full(len(right_Q), k)).mean())
+
+
+def _chance_of_none(right_Q: np.ndarray, total_Q: np.ndarray, draws_Q: np.ndarray) -> np.ndarray:
+    """(Q,) the chance that `draws` of `total` candidates, without replacement, hold none of the `right` ones."""
+    chance_Q = np.ones(len(right_Q))
+    for drawn in range(max(0, int(draws_Q.max(initial=0)))):
+        left_Q = np.maximum(total_Q - drawn, 1)
+        wrong_Q = np.maximum(total_Q - right_Q - drawn, 0)
+        chance_Q *= np.where(drawn < draws_Q, wrong_Q / left_Q, 1.0)
+    return chance_Q
 
 
 def confusion_matrix(actual_N: np.ndarray, predicted_N: np.ndarray, num_classes: int) -> np.ndarray:

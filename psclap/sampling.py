@@ -69,8 +69,10 @@ def _interleave(sizes: Sequence[int], rng: np.random.Generator) -> np.ndarray:
 
     The paper's combined training ("interleaved uniformly until both are exhausted").
     """
+    sources = np.empty(0, np.int64)
+    while any((sources == k).sum() < size for k, size in enumerate(sizes)):
+        sources = np.concatenate([sources, rng.integers(len(sizes), size=2 * len(sizes) * max(sizes))])
     # The draws at which source k has given size_k examples: the last source to get there ends the epoch.
-    sources = rng.integers(len(sizes), size=2 * len(sizes) * max(sizes))
     ends = [np.flatnonzero(sources == k)[size - 1] for k, size in enumerate(sizes)]
     sources = sources[: max(ends) + 1]
     order = np.empty(len(sources), np.int64)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -78,6 +79,7 @@ def _build(cls: type, mapping: Any, where: str, problems: list[str]) -> Any:
 
 
 def _value(hint: Any, value: Any, where: str, field: dataclasses.Field, problems: list[str]) -> Any:
+    whole_hint = hint
     if get_origin(hint) in (Union, types.UnionType):
         if value is None and type(None) in get_args(hint):
             return None
@@ -87,7 +89,7 @@ def _value(hint: Any, value: Any, where: str, field: dataclasses.Field, problems
     converted, fits = _convert(hint, value)
     if not fits:
         hint_text = "; YAML reads it as text, write it as 1.0e-5" if _looks_numeric(value, hint) else ""
-        problems.append(f"{where}: {value!r} must be {_type_name(hint)}{hint_text}")
+        problems.append(f"{where}: {value!r} must be {_type_name(whole_hint)}{hint_text}")
         return None
     check, rule = field.metadata.get("rule", (None, ""))
     if check is not None and not check(converted):
@@ -108,7 +110,7 @@ def _convert(hint: Any, value: Any) -> tuple[Any, bool]:
     if origin is Mapping:
         return value, isinstance(value, Mapping)
     if hint is float:
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
         return (float(value) if is_number else value), is_number
     if hint is int:
         return value, isinstance(value, int) and not isinstance(value, bool)

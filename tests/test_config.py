@@ -25,7 +25,7 @@ BAD_VALUES = [
     ("shard.max_reject_rate", 1.01, "must lie in [0, 1]"),
     ("model.normalise_audio", 1, "must be true or false"),
     ("model.projection_dim", True, "must be a whole number"),
-    ("model.projection_dropout", float("nan"), "must lie in [0, 0.99]"),
+    ("model.projection_dropout", float("nan"), "must be a number"),
     ("model.speech.pooling", "max", "must be one of mean, mean_std, cls"),
     ("model.speech.config", "wavlm", "must be a section"),
     ("model.tokenizer_vocab_size", 12, "must be at least 64"),
@@ -35,6 +35,7 @@ BAD_VALUES = [
     ("train.situational.caption_sets", ["rich"], "each element one of intrinsic, situational, combined"),
     ("train.situational.caption_sets", "intrinsic", "must be a list"),
     ("train.combined.max_grad_norm", 0.0, "must be greater than 0"),
+    ("train.combined.weight_decay", False, "must be a number"),
     ("train.combined.global_batch_size", 1, "must be at least 2"),
     ("resources.cpu_workers", 0, "must be at least 1"),
     ("resources.gpu_workers", "all", "must be a whole number"),
@@ -156,7 +157,7 @@ def test_all_bad_values_are_reported_together(cases):
     with pytest.raises(ConfigError) as error:
         config.parse_params(mapping)
     said = [line.split(": ")[0] for line in str(error.value).splitlines()]
-    assert {where for where, _, _ in cases} <= set(said)
+    assert {where for where, _, _ in cases} == set(said)
 
 
 @pytest.mark.parametrize("section", [None, "shard", "model", "model.speech", "train.combined", "embed"])
@@ -181,7 +182,7 @@ def test_a_file_that_is_no_mapping_is_refused_by_name(tmp_path, text, said):
 
 
 def test_a_missing_params_file_is_named(tmp_path):
-    with pytest.raises(ConfigError, match=r"cannot read the params file .*absent.yaml: No such file"):
+    with pytest.raises(ConfigError, match=r"cannot read the params file .*absent.yaml"):
         config.load_params(tmp_path / "absent.yaml")
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy.stats import chi2_contingency
+from scipy.stats import chi2_contingency, chisquare
 
 from psclap import audio
 from psclap.corpora import build_corpus, espeak
@@ -141,6 +141,14 @@ def test_train_styles_are_independent_of_each_other_and_of_the_speaker(seed):
             assert chi2_contingency(table).pvalue > 1e-4, (one, other)
 
 
+def test_train_styles_are_drawn_uniformly_but_for_a_quarter_of_whispers(clips):
+    for number, options in enumerate((3, 2, 2, 2)):
+        count = Counter(clip.style.tags[number] for clip in clips["train"])
+        whispered = [1800, 600] if "whispered" in count else None
+        assert len(count) == options
+        assert chisquare([count[tag] for tag in sorted(count)], whispered).pvalue > 1e-3
+
+
 def test_the_seed_changes_the_corpus():
     assert [clip.style for clip in Demo(seed=1)._clips("val")] != [clip.style for clip in Demo()._clips("val")]
 
@@ -171,6 +179,16 @@ def test_speech_depends_on_its_request_alone_and_not_on_its_neighbours():
     for wave, again in zip(waves, reversed(list(espeak.synthesise([VOICE], requests[::-1], 1))), strict=True):
         np.testing.assert_array_equal(wave, again)
     assert len(waves[0]) > 1.5 * len(waves[1])
+
+
+def test_rate_volume_and_pitch_range_are_heard():
+    settings = ({}, {"rate_wpm": 350}, {"volume_percent": 25}, {"pitch_range_percent": 0})
+    requests = [espeak.Request("Good morning to you all.", "plain", **setting) for setting in settings]
+    plain, fast, soft, flat = (wave.astype(float) for wave in espeak.synthesise([VOICE], requests, 1))
+    assert len(fast) < 0.8 * len(plain)
+    assert len(soft) == len(plain)
+    assert soft.std() < 0.5 * plain.std()
+    assert not np.array_equal(flat, plain)
 
 
 def test_an_unknown_voice_is_refused():

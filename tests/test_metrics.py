@@ -22,13 +22,13 @@ def slow_ranks(scores, is_right):
 
 @st.composite
 def queries(draw, ties: bool):
-    """Scores and right candidates of some queries: several right and no ties, or one right and ties."""
+    """Scores and right candidates of some queries, with ties among the scores or without."""
     number, candidates = draw(st.integers(1, 4)), draw(st.integers(1, 6))
     scores, is_right = np.zeros((number, candidates)), np.zeros((number, candidates), bool)
     for query in range(number):
         unique = st.lists(st.integers(0, 3 if ties else 99), min_size=candidates, max_size=candidates, unique=not ties)
         scores[query] = draw(unique)
-        right = st.sets(st.integers(0, candidates - 1), min_size=1, max_size=1 if ties else candidates)
+        right = st.sets(st.integers(0, candidates - 1), min_size=1, max_size=candidates)
         is_right[query, list(draw(right))] = True
     return scores, is_right
 

@@ -76,13 +76,13 @@ def utterances(options, folder):
 def test_a_row_becomes_an_utterance_whose_audio_is_where_it_lies(options, tmp_path):
     found = utterances(options, tmp_path / "corpus")
     assert {key: u.split for key, u in found.items()} == {
-        "train-voxceleb-id1-clip-1_wav": "train",
-        "train-expresso-ex01_wav": "train",
-        "train-ears-p001-a_wav": "train",
-        "test-ears-p002-a_wav": "test",
-        "val-ears-p003-b_wav": "val",
+        "train-voxceleb--id1--clip--1_wav": "train",
+        "train-expresso--ex01_wav": "train",
+        "train-ears--p001--a_wav": "train",
+        "test-ears--p002--a_wav": "test",
+        "val-ears--p003--b_wav": "val",
     }
-    expresso = found["train-expresso-ex01_wav"]
+    expresso = found["train-expresso--ex01_wav"]
     assert (expresso.source, expresso.speaker, expresso.transcript) == ("expresso", "expresso-ex01", "")
     assert expresso.captions == (Caption("intrinsic", "A deep voice."),)
     assert (expresso.intrinsic_tags, expresso.situational_tags) == (("deep",), ())
@@ -90,7 +90,7 @@ def test_a_row_becomes_an_utterance_whose_audio_is_where_it_lies(options, tmp_pa
 
 
 def test_a_clip_of_two_sets_has_the_captions_and_tags_of_both(options, tmp_path):
-    merged = utterances(options, tmp_path)["train-voxceleb-id1-clip-1_wav"]
+    merged = utterances(options, tmp_path)["train-voxceleb--id1--clip--1_wav"]
     intrinsic = [Caption("intrinsic", text) for text in ("A raspy man.", "A rough voice.")]
     assert merged.captions == (*intrinsic, Caption("situational", "He is angry."))
     assert (merged.intrinsic_tags, merged.situational_tags) == (("raspy", "male"), ("angry",))

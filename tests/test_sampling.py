@@ -12,8 +12,7 @@ from psclap.sampling import Balance, EpochPlan, class_balance
 SEEDS = st.integers(0, 2**32 - 1)
 EPOCHS = st.integers(0, 1000)
 TAGS = ("raspy", "silky", "husky", "male", "female", "deep")
-# Several sources, the largest of 40 examples or more.
-SOURCES = st.lists(st.integers(1, 80), min_size=2, max_size=4).filter(lambda sizes: max(sizes) >= 40)
+SOURCES = st.lists(st.integers(1, 80), min_size=2, max_size=4).filter(lambda sizes: sum(sizes) >= 40)
 
 
 def order(plan: EpochPlan) -> list[int]:

@@ -226,7 +226,7 @@ def test_a_corpus_without_one_usable_clip_fails_at_any_rate(bad, out):
         ({"key": "good-1"}, "1 keys occur twice, such as 'good-1'"),
         ({"key": "good.0"}, "key 'good.0' cannot name a file"),
         ({"key": "good/0"}, "key 'good/0' cannot name a file"),
-        ({"key": "k" * 91}, "at most 90 characters"),
+        ({"key": "k" * 91}, "at most 90 bytes"),
         ({"captions": ()}, "'good-0' has no caption"),
         ({"captions": (Caption("combined", " \n"),)}, "'good-0' has no caption"),
         ({"intrinsic_tags": ("raspyy",)}, "unknown tag 'raspyy'.*did you mean raspy"),

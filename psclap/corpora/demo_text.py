@@ -65,7 +65,7 @@ def caption(tags: Sequence[str], rng: np.random.Generator, dropout: float = 0.0)
     At least one tag always stays.
 
     >>> caption(["raspy", "male"], np.random.default_rng(0))
-    'A man is speaking in a rough style.'
+    'A man with a raspy voice.'
     """
     kept = [tag for tag in tags if rng.random() >= dropout] or [tags[int(rng.integers(len(tags)))]]
     gender = next((tag for tag in kept if tag in _SPEAKERS), None)

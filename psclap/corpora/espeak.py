@@ -28,6 +28,7 @@ _UTF8 = 1
 _RATE, _VOLUME, _RANGE = 1, 2, 4  # espeak_PARAMETER
 _MAX_HOME_LENGTH = 150  # espeak-ng cuts longer data paths off
 _SEED = 1
+_SHARED_DATA = ("intonations", "lang", "phondata", "phonindex", "phontab")
 
 _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 
@@ -66,15 +67,15 @@ def synthesise(
             raise PsclapError(f"espeak: no voice {request.voice!r}; defined voices: {sorted(names)}")
     with tempfile.TemporaryDirectory(prefix="espeak-") as folder:
         for voice in voices:
-            _write_data_home(Path(folder) / voice.name, voice)
+            _write_data_home(Path(folder) / voice.name, voice, language)
         jobs = [(f"{folder}/{request.voice}", language, request) for request in requests]
         for request, wave in zip(requests, process_map(_in_own_process, jobs, processes), strict=True):
-            if not wave.size:
+            if not wave.any():
                 raise PsclapError(f"espeak: no sound came of the text {request.text!r}; give it words")
             yield wave
 
 
-def _write_data_home(home: Path, voice: Voice) -> None:
+def _write_data_home(home: Path, voice: Voice, language: str) -> None:
     """espeak-ng's own data by links, with this one voice as its only variant (it lists at most 350)."""
     if len(str(home)) > _MAX_HOME_LENGTH:
         raise PsclapError(
@@ -83,9 +84,8 @@ def _write_data_home(home: Path, voice: Voice) -> None:
         )
     variants = home / "voices" / "!v"
     variants.mkdir(parents=True)
-    for entry in Path(espeakng_loader.get_data_path()).iterdir():
-        if entry.name != "voices":
-            (home / entry.name).symlink_to(entry)
+    for name in (*_SHARED_DATA, f"{language}_dict"):
+        (home / name).symlink_to(Path(espeakng_loader.get_data_path()) / name)
     (variants / voice.name).write_text("\n".join(["language variant", f"name {voice.name}", *voice.lines, ""]))
 
 

@@ -39,6 +39,11 @@ class ParaSpeechCaps:
         for caption_set in self._sets():
             for utterance in self._of_set(caption_set):
                 known = merged.get(utterance.key)
+                if known and known.audio != utterance.audio:
+                    raise PsclapError(
+                        f"paraspeechcaps: {known.audio} and {utterance.audio} would share the key {utterance.key!r}; "
+                        "rename one of the files"
+                    )
                 merged[utterance.key] = _merge(known, utterance) if known else utterance
         yield from merged.values()
 
@@ -64,7 +69,10 @@ class ParaSpeechCaps:
             yield from self._of_file(file, split, caption_set)
 
     def _of_file(self, file: Path, split: Split, caption_set: CaptionSet) -> Iterator[Utterance]:
-        parquet = pq.ParquetFile(file)
+        try:
+            parquet = pq.ParquetFile(file)
+        except ValueError as error:
+            raise PsclapError(f"paraspeechcaps: {file} is no readable parquet file: {error}") from error
         missing = [name for name in _COLUMNS if name not in parquet.schema_arrow.names]
         if missing:
             raise PsclapError(f"paraspeechcaps: {file} lacks the columns {missing}; its set is {caption_set}")
@@ -75,12 +83,12 @@ class ParaSpeechCaps:
     def _utterance(self, row: dict[str, Any], split: Split, caption_set: CaptionSet) -> Utterance:
         path = f"{row['source']}/{row['relative_audio_path']}"
         return Utterance(
-            key=f"{split}-{path}".replace("/", "-").replace(".", "_"),
+            key=f"{split}-{path}".replace("/", "--").replace(".", "_"),
             audio=str(Path(self.audio_root).absolute() / path),
             speaker=f"{row['source']}-{row['speakerid']}",
             source=row["source"],
             split=split,
-            captions=tuple(Caption(caption_set, text) for text in row["text_description"]),
+            captions=tuple(Caption(caption_set, text) for text in row["text_description"] or ()),
             intrinsic_tags=tuple(row["intrinsic_tags"] or ()),
             situational_tags=tuple(row["situational_tags"] or ()),
             transcript=row["transcription"] or "",

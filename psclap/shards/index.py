@@ -39,9 +39,12 @@ class ShardIndex:
             raise PsclapError(
                 f"no shards in {self.folder}: {path.name} or {SUMMARY_NAME} is missing; run `dvc repro shard`"
             )
-        self.summary: dict[str, Any] = json.loads((self.folder / SUMMARY_NAME).read_text())
+        try:
+            self.summary: dict[str, Any] = json.loads((self.folder / SUMMARY_NAME).read_text())
+            self.table: pa.Table = pq.read_table(path).combine_chunks()
+        except ValueError as error:  # Arrow's and JSON's errors are ValueErrors
+            raise PsclapError(f"the index in {self.folder} is damaged ({error}); run `dvc repro -f shard`") from error
         self.sample_rate_hz: int = self.summary["sample_rate_hz"]
-        self.table: pa.Table = pq.read_table(path).combine_chunks()
         if self.table.schema.names != INDEX_SCHEMA.names:
             raise PsclapError(
                 f"{path} has the columns {self.table.schema.names}, expected {INDEX_SCHEMA.names}; "

@@ -75,10 +75,10 @@ def _check(utterances: Sequence[Utterance]) -> None:
     if repeated:
         raise PsclapError(f"shards: {len(repeated)} keys occur twice, such as {repeated[0]!r}; keys must be unique")
     for utterance in utterances:
-        if "." in utterance.key or "/" in utterance.key or len(utterance.key) > 90:
+        if "." in utterance.key or "/" in utterance.key or len(utterance.key.encode()) > 90:
             raise PsclapError(
                 f"shards: key {utterance.key!r} cannot name a file in a WebDataset tar; "
-                "use at most 90 characters, without dots and slashes"
+                "use at most 90 bytes, without dots and slashes"
             )
         if not any(caption.text.strip() for caption in utterance.captions):
             raise PsclapError(f"shards: {utterance.key!r} has no caption; every clip needs one")
