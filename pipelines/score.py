@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,8 @@ def embed_corpus(job: EmbedJob, output: Path) -> dict[str, Any]:
     """
     index = ShardIndex(job.shards)
     table = index.table.filter(pc.equal(index.table["split"], job.split))
+    # Ray's core reports every actor of Ray Data as an error on the terminal (ray-project/ray#53727).
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     with atomic_folder(output) as partial:
         with ray_session():
             _run(job, table, partial.absolute())

@@ -167,8 +167,7 @@ def _cell(value: Any) -> str:
 
 def main() -> None:
     """Runs the command; bad input ends it with one sentence and status 1, Ctrl-C with 130."""
-    for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_TELEMETRY", "TQDM_DISABLE"):
-        os.environ.setdefault(name, "1")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     try:
         app()
     except PsclapError as error:

@@ -16,13 +16,15 @@ INTERRUPTED = 130
 
 
 def run_stage(stage: Callable[..., None]) -> NoReturn:
-    """Calls `stage(params, *command-line arguments)` and exits: 0, 1 for bad input, 130 when interrupted."""
+    """Calls `stage(params)`, or `stage(params, variant)` with the command line's variant, and exits: 0, 1 for bad input, 130 when interrupted."""
     # A scheduler's SIGTERM ends a stage as Ctrl-C does: temporary output is removed, Ray is shut down.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_TELEMETRY", "TQDM_DISABLE"):
-        os.environ.setdefault(name, "1")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     try:
         params: Params = load_params(PARAMS)
+        for variant in sys.argv[1:]:
+            if variant not in params.train:
+                raise PsclapError(f"no variant {variant!r} in {PARAMS}; variants: {', '.join(params.train)}")
         stage(params, *sys.argv[1:])
     except PsclapError as error:
         sys.exit(f"error: {error}")

@@ -10,8 +10,9 @@ from stages._main import run_stage
 
 
 def main(params: Params) -> None:
+    names = [*params.evaluate.caption_sets, "classification"]
     numbers = {
-        variant: {path.stem: json.loads(path.read_text()) for path in (METRICS / variant).glob("*.json")}
+        variant: {name: json.loads((METRICS / variant / f"{name}.json").read_text()) for name in names}
         for variant in params.train
     }
     with atomic_file(SUMMARY) as partial:

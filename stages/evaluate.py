@@ -1,7 +1,5 @@
 """Model + shards -> metrics/VARIANT (numbers for `dvc metrics`) and reports/VARIANT (details, plots)."""
 
-import json
-
 from psclap.config import Params
 from psclap.embedding import Embedder
 from psclap.evaluation.evaluate import TestSets
@@ -29,7 +27,11 @@ def main(params: Params, variant: str) -> None:
     with atomic_folder(METRICS / variant) as folder:
         for name, numbers in headline(results).items():
             write_json(folder / f"{name}.json", numbers)
-    print(f"evaluate: {variant}: {json.dumps(headline(results)['combined']['audio_to_text'])}")
+    for name, numbers in headline(results).items():
+        if name in params.evaluate.caption_sets:
+            scores = numbers["audio_to_text"]
+            values = [f"R@{k} {scores[f'R@{k}']:.3f} (chance {scores[f'chance_R@{k}']:.3f})" for k in (1, 10)]
+            print(f"evaluate: {variant} on the {name} set: {', '.join(values)}")
 
 
 if __name__ == "__main__":

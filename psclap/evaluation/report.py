@@ -142,7 +142,7 @@ def _draw_recall(path: Path, title: str, results: Mapping[str, Any]) -> None:
     from matplotlib.figure import Figure  # a second to import, and only reports need it
 
     sets = list(results["model"]["retrieval"])
-    figure = Figure(figsize=(2.6 * len(sets), 3.2), layout="constrained")
+    figure = Figure(figsize=(2.6 * len(sets) + 1, 3.2), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(sets), sharey=True, squeeze=False)[0], sets, strict=True):
         for place, kind in enumerate(results):
             recalls = results[kind]["retrieval"][name]["audio_to_text"]
@@ -152,7 +152,7 @@ def _draw_recall(path: Path, title: str, results: Mapping[str, Any]) -> None:
         axes.set_title(f"{name} set")
     figure.axes[0].set_ylabel("speech to caption, %")
     figure.axes[0].set_ylim(0, 100)
-    figure.axes[-1].legend(loc="upper left", fontsize="small")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize="small")
     figure.suptitle(title)
     figure.savefig(path, dpi=110, metadata={"Software": None})
 
