@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import mlflow
-from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 
+import mlflow
+from mlflow import MlflowClient
 from psclap.errors import PsclapError
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -52,7 +53,8 @@ class TrackingStore:
         """
         try:
             client = self.client()
-            known = client.get_experiment_by_name(experiment)
+            with _few_retries():
+                known = client.get_experiment_by_name(experiment)
             if known:
                 experiment_id = known.experiment_id
             else:
@@ -73,6 +75,19 @@ class TrackingStore:
             for metric in client.get_metric_history(run_id, name):
                 rows.setdefault(metric.step, {"step": metric.step})[name] = metric.value
         return [rows[step] for step in sorted(rows)]
+
+
+@contextmanager
+def _few_retries() -> Iterator[None]:
+    """MLflow's own retries of a server that does not answer take minutes: too long to learn of a wrong URI."""
+    name = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+    before = os.environ.get(name)
+    os.environ[name] = before or "2"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
 
 
 class MlflowTracker:

@@ -16,7 +16,10 @@ INTERRUPTED = 130
 
 
 def run_stage(stage: Callable[..., None]) -> NoReturn:
-    """Calls `stage(params)`, or `stage(params, variant)` with the command line's variant, and exits: 0, 1 for bad input, 130 when interrupted."""
+    """Calls `stage(params)`, or `stage(params, variant)` where the command line names one, and exits.
+
+    The status is 0, 1 for bad input, 130 when interrupted.
+    """
     # A scheduler's SIGTERM ends a stage as Ctrl-C does: temporary output is removed, Ray is shut down.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -28,6 +31,8 @@ def run_stage(stage: Callable[..., None]) -> NoReturn:
         stage(params, *sys.argv[1:])
     except PsclapError as error:
         sys.exit(f"error: {error}")
+    except FileNotFoundError as error:
+        sys.exit(f"error: a stage's input is missing: {error.filename or error}; `dvc repro` makes what comes before")
     except KeyboardInterrupt:
         print("interrupted; nothing half-written is left, `dvc repro` goes on from here", file=sys.stderr)
         sys.exit(INTERRUPTED)
