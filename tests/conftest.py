@@ -16,6 +16,23 @@ settings.register_profile("psclap", deadline=None, derandomize=True, database=No
 settings.load_profile("psclap")
 
 
+WAVLM = {
+    "model_type": "wavlm",
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "conv_dim": [32, 32, 32],
+    "conv_stride": [10, 8, 4],
+    "conv_kernel": [10, 8, 4],
+    "feat_extract_norm": "layer",
+    "do_stable_layer_norm": True,
+    "num_conv_pos_embeddings": 8,
+    "num_conv_pos_embedding_groups": 2,
+}
+"""A WavLM of real shape and little size, for encoders 'from a config'."""
+
+
 @pytest.fixture
 def params_mapping() -> dict[str, Any]:
     """The demo preset as plain YAML, free to be broken by the test."""

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import WAVLM
 from transformers import AutoConfig, AutoModel, AutoProcessor, Wav2Vec2FeatureExtractor
 
 from psclap.config import EncoderConfig, ModelConfig, parse_params
@@ -16,20 +17,6 @@ from psclap.models.pooling import pool
 from psclap.models.projection import Projection
 
 TEXTS = ["A raspy, low-pitched man speaks slowly.", "A woman whispers.", "The voice is loud and fast."]
-WAVLM = {
-    "model_type": "wavlm",
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 48,
-    "conv_dim": [32, 32, 32],
-    "conv_stride": [10, 8, 4],
-    "conv_kernel": [10, 8, 4],
-    "feat_extract_norm": "layer",
-    "do_stable_layer_norm": True,
-    "num_conv_pos_embeddings": 8,
-    "num_conv_pos_embedding_groups": 2,
-}
 
 
 @pytest.fixture

@@ -12,10 +12,11 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from conftest import WAVLM
 from safetensors.torch import load_file
 
 from psclap import distributed
-from psclap.config import ModelConfig, TrainConfig, parse_params
+from psclap.config import EncoderConfig, ModelConfig, TrainConfig, parse_params
 from psclap.errors import CheckpointError, PsclapError
 from psclap.loader import Position
 from psclap.shards.index import ShardIndex
@@ -37,6 +38,9 @@ class Recorder(NullTracker):
 def mini(params_mapping: dict[str, Any], shards: Path, variant: str = "intrinsic", **changes: Any) -> Training:
     params = parse_params(params_mapping)
     model: ModelConfig = dataclasses.replace(params.model, projection_dropout=changes.pop("dropout", 0.1))
+    if changes.pop("wavlm", False):
+        speech = EncoderConfig(pooling="mean", config=WAVLM)
+        model = dataclasses.replace(model, speech=speech, normalise_audio=True)
     settings = {"global_batch_size": 16, "rare_block_size": 4, "max_steps": 6, "validate_every": 2, "log_every": 1}
     config: TrainConfig = dataclasses.replace(params.train[variant], **{**settings, **changes})
     return Training(shards, model, config, seed=7)
@@ -120,6 +124,28 @@ def test_training_learns(params_mapping: dict[str, Any], mini_shards: Path, tmp_
     assert np.mean(values[-5:]) < np.mean(values[:5]) - 0.2
 
 
+def test_a_tiny_wavlm_trains_with_the_published_options(
+    params_mapping: dict[str, Any], mini_shards: Path, tmp_path: Path
+) -> None:
+    published = {"optimizer": "adam", "schedule": "constant", "warmup_steps": 0, "max_grad_norm": None}
+    published |= {"weight_decay": 0.0, "duplicate_captions": "negatives", "gradient_checkpointing": True}
+    training = mini(
+        params_mapping, mini_shards, wavlm=True, max_steps=12, validate_every=12, max_crop_s=1.0, **published
+    )
+    values = losses(run(training, tmp_path))
+    assert np.mean(values[-3:]) < np.mean(values[:3])
+
+
+def test_gradient_checkpointing_changes_no_number(
+    params_mapping: dict[str, Any], mini_shards: Path, tmp_path: Path
+) -> None:
+    plain, checkpointed = (
+        run(mini(params_mapping, mini_shards, wavlm=True, max_steps=2, max_crop_s=1.0, gradient_checkpointing=on), path)
+        for on, path in ((False, tmp_path / "plain"), (True, tmp_path / "checkpointed"))
+    )
+    assert losses(plain) == pytest.approx(losses(checkpointed), rel=1e-6)
+
+
 def test_a_batch_larger_than_the_data_is_refused(
     params_mapping: dict[str, Any], mini_shards: Path, tmp_path: Path
 ) -> None:
@@ -180,11 +206,12 @@ def _rank(rank: int, world_size: int, training: Training, folder: Path) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.parametrize("wavlm", [False, True], ids=["logmel_conv", "wavlm"])
 def test_the_gradient_does_not_depend_on_the_number_of_ranks(
-    params_mapping: dict[str, Any], mini_shards: Path, tmp_path: Path
+    params_mapping: dict[str, Any], mini_shards: Path, tmp_path: Path, wavlm: bool
 ) -> None:
     """Real gloo processes, 1, 2 and 4, on the same global batch: loss, every gradient, validation."""
-    training = mini(params_mapping, mini_shards, "intrinsic", dropout=0.0)
+    training = mini(params_mapping, mini_shards, "intrinsic", dropout=0.0, wavlm=wavlm, gradient_checkpointing=wavlm)
     _rank(0, 1, training, tmp_path)
     for world_size in (2, 4):
         mp.spawn(_rank, (world_size, training, tmp_path), nprocs=world_size)
