@@ -59,6 +59,13 @@ def console() -> Iterator[Callable[[str], None]]:
         lines.shutdown()
 
 
+def num_cpus() -> int:
+    """The CPU cores of the connected cluster."""
+    import ray
+
+    return int(ray.cluster_resources().get("CPU", 0))
+
+
 def num_gpus() -> int:
     """The GPUs of the connected cluster."""
     import ray

@@ -6,11 +6,14 @@ import base64
 import importlib.metadata
 import os
 import re
+import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import numpy as np
 import pandas as pd
 from mlflow.entities.model_registry import ModelVersion
@@ -19,13 +22,13 @@ from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import Array
 
-import mlflow
 import psclap
 from pipelines import serving
 from pipelines.tracking import STORE_NAME, TrackingStore
 from psclap import audio
 from psclap.errors import PsclapError
 from psclap.files import sha256_file
+from psclap.schema import OPTIMIZER_NAME
 
 _ARTIFACT = "model"
 _REQUIREMENTS = (
@@ -70,19 +73,21 @@ def register(
     weights_sha256 = sha256_file(model_folder / "model.safetensors")
     version = _known_version(client, name, run_id, weights_sha256)
     if version is None:
-        with mlflow.start_run(run_id=run_id):
+        with mlflow.start_run(run_id=run_id), tempfile.TemporaryDirectory() as folder:
+            served = Path(folder) / _ARTIFACT
+            shutil.copytree(model_folder, served, ignore=shutil.ignore_patterns(OPTIMIZER_NAME))
             logged = mlflow.pyfunc.log_model(
                 name=_ARTIFACT,
                 python_model=serving.__file__,
-                artifacts={_ARTIFACT: str(model_folder)},
+                artifacts={_ARTIFACT: str(served)},
                 code_paths=[str(Path(psclap.__file__).parent)],
                 signature=_SIGNATURE,
                 input_example=_input_example(),
                 pip_requirements=_pinned_requirements(),
-                registered_model_name=name,
             )
-        version = client.get_model_version(name, logged.registered_model_version)
-    for key, value in {**tags, "weights_sha256": weights_sha256}.items():
+            # The hash is there from the first moment: a rerun after a kill finds this version by it.
+            version = mlflow.register_model(logged.model_uri, name, tags={"weights_sha256": weights_sha256})
+    for key, value in tags.items():
         client.set_model_version_tag(name, version.version, key, value)
     client.set_registered_model_alias(name, alias, version.version)
     return Registered(name, str(version.version), run_id, weights_sha256)
@@ -118,14 +123,13 @@ def fetch_model(uri: str, tracking_folder: Path = Path("mlflow")) -> Path:
             "ran, or set MLFLOW_TRACKING_URI"
         )
     store = TrackingStore.at(tracking_folder)
-    client = store.client()
+    store.client()
     try:
         folder = Path(mlflow.artifacts.download_artifacts(uri))
     except (MlflowException, OSError) as error:
-        names = sorted(model.name for model in client.search_registered_models())
         raise PsclapError(
-            f"{uri} is not in the registry {store.uri}, which holds {names or 'no models'}; "
-            "`dvc repro` registers the demo's, MLFLOW_TRACKING_URI chooses another registry"
+            f"{uri} is not to be had from the registry {store.uri} ({error}); "
+            "`dvc repro` registers the demo's models, MLFLOW_TRACKING_URI chooses another registry"
         ) from error
     artifacts = mlflow.models.Model.load(folder).flavors["python_function"].get("artifacts", {})
     if _ARTIFACT not in artifacts:

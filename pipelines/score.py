@@ -31,7 +31,7 @@ class EmbedClips:
     def __call__(self, rows: pa.Table) -> pa.Table:
         places = zip(*(rows[name].to_pylist() for name in ("shard", "byte_offset", "byte_length")), strict=True)
         clips = [read_bytes(self._shards / shard, offset, length) for shard, offset, length in places]
-        embeddings = self._embedder.embed_files(clips)
+        embeddings = self._embedder({"audio": clips})["embedding"]
         values = pa.array(embeddings.ravel(), pa.float32())
         column = pa.FixedSizeListArray.from_arrays(values, self._embedder.dim)
         return rows.select([*METADATA_COLUMNS, "num_samples"]).append_column("embedding", column)
@@ -101,7 +101,7 @@ def _run(job: EmbedJob, table: pa.Table, output: Path) -> None:
             batch_size=job.batch_size,
             # One core is left for reading and writing: actors that reserve every core would wait for ever.
             compute=ActorPoolStrategy(size=max(1, gpus)),
-            num_cpus=1,
+            num_cpus=1 if ray.cluster_resources()["CPU"] > 1 else 0.5,
             num_gpus=1 if gpus else 0,
         )
     )

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import mlflow
+from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 
-import mlflow
-from mlflow import MlflowClient
 from psclap.errors import PsclapError
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -37,7 +37,10 @@ class TrackingStore:
         if uri:
             return cls(uri, None)
         folder = folder.absolute()
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise PsclapError(f"cannot keep a tracking store in {folder}: {error.strerror}") from error
         return cls(f"sqlite:///{folder}/{STORE_NAME}", (folder / "artifacts").as_uri())
 
     def client(self) -> MlflowClient:
@@ -67,6 +70,20 @@ class TrackingStore:
             ) from error
         return run.info.run_id
 
+    @contextmanager
+    def running(self, run_id: str, tags: Mapping[str, str]) -> Iterator[None]:
+        """Marks a run as running for the length of a `with` block, then as finished, failed or killed."""
+        client = self.client()
+        client.update_run(run_id, status="RUNNING")
+        for name, value in tags.items():
+            client.set_tag(run_id, name, value)
+        try:
+            yield
+        except BaseException as error:
+            client.set_terminated(run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            raise
+        client.set_terminated(run_id)
+
     def history(self, run_id: str) -> list[dict[str, float]]:
         """Every logged step of a run as one row of `step` and its metrics, ascending."""
         client = self.client()
@@ -95,6 +112,13 @@ class MlflowTracker:
 
     def __init__(self, store: TrackingStore, run_id: str):
         self._client, self._run_id = store.client(), run_id
+        try:
+            self._client.get_run(run_id)
+        except MlflowException as error:
+            raise PsclapError(
+                f"the tracking store {store.uri} has no run {run_id}, which was made in another store; "
+                "set MLFLOW_TRACKING_URI to that one, or train again"
+            ) from error
 
     def params(self, params: Mapping[str, Any]) -> None:
         self._client.log_batch(self._run_id, params=[Param(name, str(value)) for name, value in params.items()])

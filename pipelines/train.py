@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.cluster import console, num_gpus, ray_session
+import psclap
+from pipelines.cluster import console, num_cpus, num_gpus, ray_session
 from pipelines.tracking import MlflowTracker, TrackingStore
 from psclap.config import ResourcesConfig
 from psclap.errors import PsclapError
@@ -42,14 +43,19 @@ class Trained:
 
     run_id: str
     metrics: Mapping[str, float]
+    storage: Path
+
+    def remove_storage(self) -> None:
+        """Drops what a restart would need; to be called when the run's products are safe."""
+        shutil.rmtree(self.storage)
 
 
 def train_variant(run: Run, model_folder: Path) -> Trained:
     """Trains and leaves the best checkpoint, by SELECTION_METRIC, in `model_folder`.
 
-    What a restart needs is kept under `run.storage` until the run has succeeded: the same call after a crash
-    or an interrupt goes on from the last checkpoint, in the same MLflow run. Raises PsclapError for bad
-    input before any worker starts.
+    What a restart needs is kept under `run.storage` until `remove_storage`: the same call after a crash or an
+    interrupt goes on from the last checkpoint, in the same MLflow run, as long as data, configuration and
+    psclap's code are the same. Raises PsclapError for bad input before any worker starts.
     """
     index = ShardIndex(run.training.shards)
     identity = _identity(run.training, index)
@@ -58,22 +64,30 @@ def train_variant(run: Run, model_folder: Path) -> Trained:
         check_training(run.training, index, workers)
         folder = run.storage.absolute() / f"{run.name}-{identity[:12]}"
         run_id = _run_id(run, folder)
-        with console() as write:
+        with run.store.running(run_id, tags={"workers": str(workers)}), console() as write:
             best = _fit(run, folder, run_id, workers, write)
         with atomic_folder(model_folder) as partial:
             shutil.copytree(best[0].path, partial, dirs_exist_ok=True)
-    shutil.rmtree(folder)
-    return Trained(run_id, best[1])
+    return Trained(run_id, best[1], folder)
 
 
 def _identity(training: Training, index: ShardIndex) -> str:
-    text = json.dumps(training.identity(index), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps(training.identity(index), sort_keys=True).encode())
+    library = Path(psclap.__file__).parent
+    for source in sorted(library.rglob("*.py")):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()
 
 
 def _num_workers(resources: ResourcesConfig) -> int:
     gpus = num_gpus()
     if not gpus:
+        needed, cpus = resources.cpu_workers * resources.threads_per_cpu_worker, num_cpus()
+        if needed > cpus:
+            raise PsclapError(
+                f"resources: {resources.cpu_workers} CPU workers of {resources.threads_per_cpu_worker} threads need "
+                f"{needed} cores and the cluster has {cpus}; lower resources.cpu_workers"
+            )
         return resources.cpu_workers
     if resources.gpu_workers is not None and resources.gpu_workers > gpus:
         raise PsclapError(

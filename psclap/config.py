@@ -17,6 +17,7 @@ from psclap.errors import ConfigError, PsclapError
 from psclap.files import atomic_file
 from psclap.schema import CaptionSet, Split
 from psclap.strict import above, at_least, between, from_mapping, not_empty
+from psclap.tags import ATTRIBUTES
 
 PRESETS_FOLDER = Path(__file__).parent / "presets"
 
@@ -143,6 +144,11 @@ class EvaluateConfig:
     caption_sets: tuple[CaptionSet, ...] = field(metadata=not_empty())
     attributes: tuple[str, ...] = field(metadata=not_empty())
     batch_size: int = field(metadata=at_least(1))
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.attributes if name not in ATTRIBUTES]
+        if unknown:
+            raise ConfigError(f"attributes {unknown} must be among {', '.join(ATTRIBUTES)}")
 
 
 @dataclass(frozen=True)

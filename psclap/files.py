@@ -27,6 +27,9 @@ def _partial_name(path: Path) -> Path:
         raise PsclapError(
             f"cannot write {path}: {error.strerror or error}; choose a folder that you may write to"
         ) from error
+    for stale in path.parent.glob(f".{path.name}.partial-*"):
+        if not Path(f"/proc/{stale.name.rsplit('-', 1)[1]}").exists():  # its writer was killed
+            shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
     return path.parent / f".{path.name}.partial-{os.getpid()}"
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from psclap.errors import PsclapError
+
 RECALL_CUTOFFS = (1, 5, 10)
 
 
@@ -32,12 +34,23 @@ class Ranks:
         return 1 + self.above + self.tied / (self.right + 1)
 
 
+def check_finite(scores: np.ndarray) -> None:
+    """Raises PsclapError for scores that hold NaN or infinity."""
+    if not np.isfinite(scores).all():
+        raise PsclapError(
+            "the model's scores are not finite: its weights have diverged; lower the learning rate or set max_grad_norm"
+        )
+
+
 def ranks(scores_QC: np.ndarray, is_right_QC: np.ndarray) -> Ranks:
     """Ranks by counting; every query has at least one right candidate.
+
+    Raises PsclapError for scores that are not finite: NaN compares as neither above nor tied, and would win.
 
     >>> ranks(np.array([[0.9, 0.1, 0.9]]), np.array([[True, False, False]])).expected
     array([1.5])
     """
+    check_finite(scores_QC)
     best_Q1 = np.where(is_right_QC, scores_QC, -np.inf).max(1, keepdims=True)
     is_best_QC = scores_QC == best_Q1
     return Ranks(

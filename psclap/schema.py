@@ -87,3 +87,7 @@ def table_to_utterances(table: pa.Table, folder: Path) -> list[Utterance]:
         row["situational_tags"] = tuple(row["situational_tags"])
         utterances.append(Utterance(**row))
     return utterances
+
+
+OPTIMIZER_NAME = "optimizer.safetensors"
+"""The one file of a checkpoint folder that only training needs."""

@@ -1,4 +1,4 @@
-"""The metrics of every variant -> summary/table.md: one table, variant x test set, beside chance."""
+"""The metrics of every variant -> summary.md: one table, variant x test set, beside chance."""
 
 import json
 

@@ -27,15 +27,19 @@ def main(params: Params, variant: str) -> None:
             "variant": variant,
             "data_index_sha256": ShardIndex(SHARDS).sha256,
             "git_revision": _git("rev-parse", "HEAD"),
-            "git_dirty": str(bool(_git("status", "--porcelain", "--untracked-files=no"))).lower(),
+            "git_dirty": str(bool(_git("status", "--porcelain", "--", *_SOURCES))).lower(),
         },
     )
     trained = train_variant(run, MODELS / variant)
     with atomic_folder(TRAINING / variant) as folder:
         write_json(folder / "run.json", {"run_id": trained.run_id})
         _write_history(folder / "history.csv", store.history(trained.run_id))
+    trained.remove_storage()
     values = "  ".join(f"{name} {value:.4g}" for name, value in trained.metrics.items())
     print(f"train: {variant}: best checkpoint in {MODELS / variant}: {values}")
+
+
+_SOURCES = ("psclap", "pipelines", "stages", "params.yaml", "dvc.yaml", "requirements.lock")
 
 
 def _git(*arguments: str) -> str:

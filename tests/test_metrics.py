@@ -8,6 +8,7 @@ from scipy.special import comb
 from sklearn.metrics import confusion_matrix, f1_score, recall_score
 
 from psclap import metrics
+from psclap.errors import PsclapError
 
 
 def slow_ranks(scores, is_right):
@@ -98,3 +99,9 @@ def test_confusion_uar_and_macro_f1_equal_scikit_learn(pairs):
 def test_rows_of_the_confusion_matrix_are_the_actual_class():
     confusion = metrics.confusion_matrix(np.array([2, 2, 0]), np.array([1, 1, 0]), 3)
     assert confusion.tolist() == [[1, 0, 0], [0, 0, 0], [0, 2, 0]]
+
+
+def test_scores_that_are_not_finite_are_refused():
+    scores = np.array([[0.5, np.nan], [0.1, 0.2]])
+    with pytest.raises(PsclapError, match="not finite"):
+        metrics.ranks(scores, np.eye(2, dtype=bool))

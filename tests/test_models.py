@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import WAVLM
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoProcessor, Wav2Vec2FeatureExtractor
 
 from psclap.config import EncoderConfig, ModelConfig, parse_params
 from psclap.errors import CheckpointError, PsclapError
 from psclap.models import ParaSpeechCLAPModel, ParaSpeechCLAPProcessor
-from psclap.models.build import build_model, load_model, train_tokenizer
+from psclap.models.build import build_model, check_encoders, load_model, train_tokenizer
 from psclap.models.pooling import pool
 from psclap.models.projection import Projection
 
@@ -121,6 +122,27 @@ def test_an_encoder_that_is_not_there_is_named(demo_config: ModelConfig, tmp_pat
         build_model(dataclasses.replace(demo_config, speech=speech), TEXTS, 16000, seed=1)
 
 
+def test_pretrained_weights_are_loaded_whole_and_in_float32(demo_config: ModelConfig, tmp_path: Path) -> None:
+    speech = AutoModel.from_config(AutoConfig.for_model(**WAVLM))
+    speech.to(torch.bfloat16).save_pretrained(tmp_path / "speech")
+    config = dataclasses.replace(demo_config, speech=EncoderConfig(pooling="mean", pretrained=str(tmp_path / "speech")))
+    model, _ = build_model(config, TEXTS, 16000, seed=1)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+    tensors = load_file(tmp_path / "speech" / "model.safetensors")
+    del tensors["encoder.layers.1.feed_forward.output_dense.weight"]
+    save_file(tensors, tmp_path / "speech" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(PsclapError, match=r"lack 1 .*encoder\.layers\.1\.feed_forward"):
+        build_model(config, TEXTS, 16000, seed=1)
+
+
+def test_a_misspelt_encoder_setting_is_named(demo_config: ModelConfig) -> None:
+    assert demo_config.speech.config is not None
+    speech = EncoderConfig(pooling="mean_std", config={**demo_config.speech.config, "num_layer": 2})
+    with pytest.raises(PsclapError, match="num_layer"):
+        check_encoders(dataclasses.replace(demo_config, speech=speech))
+
+
 @pytest.mark.parametrize("normalise", [True, False])
 def test_the_processor_equals_the_feature_extractor(demo_config: ModelConfig, normalise: bool) -> None:
     _, processor = build_model(dataclasses.replace(demo_config, normalise_audio=normalise), TEXTS, 16000, seed=1)
@@ -197,8 +219,6 @@ def test_the_tokenizer_is_a_function_of_its_texts() -> None:
     "fault", ["no folder", "other architecture", "truncated weights", "missing weight", "no tokenizer"]
 )
 def test_a_bad_checkpoint_is_refused_with_its_fault(demo_config: ModelConfig, tmp_path: Path, fault: str) -> None:
-    from safetensors.torch import load_file, save_file
-
     model, processor = build_model(demo_config, TEXTS, 16000, seed=1)
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)

@@ -176,7 +176,8 @@ def test_runs_and_models_are_on_the_server(project: Project, server: str) -> Non
         variant = run.info.run_name
         assert run.info.status == "FINISHED"
         assert run.data.params["global_batch_size"] == "16"
-        assert run.data.params["workers"] == "2"
+        assert run.data.tags["workers"] == "2"
+        assert "logmel_conv" in run.data.params["model.speech"]
         assert [m.step for m in client.get_metric_history(run.info.run_id, "loss/total")] == [10, 20, 30, 40]
         metrics = project.json(f"metrics/{variant}/combined.json")["audio_to_text"]
         assert run.data.metrics["test/combined/audio_to_text/R_at_10"] == pytest.approx(metrics["R@10"])

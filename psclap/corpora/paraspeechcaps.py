@@ -16,10 +16,11 @@ import pyarrow.parquet as pq
 
 from psclap.errors import PsclapError
 from psclap.schema import Caption, CaptionSet, Split, Utterance
+from psclap.tags import BASIC_INTRINSIC, BASIC_SITUATIONAL
 
 _COLUMNS = (
     *("source", "relative_audio_path", "text_description", "transcription"),
-    *("intrinsic_tags", "situational_tags", "speakerid"),
+    *("intrinsic_tags", "situational_tags", "basic_tags", "speakerid"),
 )
 _SPLIT_PREFIXES: dict[str, Split] = {"train": "train", "val": "val", "dev": "val", "test": "test"}
 
@@ -89,10 +90,15 @@ class ParaSpeechCaps:
             source=row["source"],
             split=split,
             captions=tuple(Caption(caption_set, text) for text in row["text_description"] or ()),
-            intrinsic_tags=tuple(row["intrinsic_tags"] or ()),
-            situational_tags=tuple(row["situational_tags"] or ()),
+            intrinsic_tags=_with_basic(row["intrinsic_tags"], row["basic_tags"], BASIC_INTRINSIC),
+            situational_tags=_with_basic(row["situational_tags"], row["basic_tags"], BASIC_SITUATIONAL),
             transcript=row["transcription"] or "",
         )
+
+
+def _with_basic(rich: list[str] | None, basic: list[str] | None, level: tuple[str, ...]) -> tuple[str, ...]:
+    """The rich tags and those basic ones that are of this level; other basic words, such as noise, are no tags."""
+    return tuple(dict.fromkeys([*(rich or ()), *(tag for tag in basic or () if tag in level)]))
 
 
 def _merge(one: Utterance, other: Utterance) -> Utterance:

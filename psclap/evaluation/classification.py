@@ -54,7 +54,9 @@ class ClassificationSet:
 
 def classify(speech_ND: np.ndarray, prompt_KD: np.ndarray) -> np.ndarray:
     """(N,) the candidate whose prompt is nearest to each clip; embeddings are L2-normalised."""
-    return (speech_ND @ prompt_KD.T).argmax(1)
+    scores_NK = speech_ND @ prompt_KD.T
+    metrics.check_finite(scores_NK)
+    return scores_NK.argmax(1)
 
 
 def classification(speech_ND: np.ndarray, prompt_KD: np.ndarray, actual_N: np.ndarray) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from psclap.config import EvaluateConfig
 from psclap.embedding import Embedder
+from psclap.errors import PsclapError
 from psclap.evaluation.classification import ClassificationSet, classification
 from psclap.evaluation.retrieval import RetrievalSet, chance, retrieval
 from psclap.shards.index import ShardIndex
@@ -30,6 +31,11 @@ class TestSets:
 
     def evaluate(self, embedder: Embedder) -> dict[str, Any]:
         """`{"retrieval": {caption set: ...}, "classification": {attribute: ...}}`."""
+        if embedder.sample_rate_hz != self.index.sample_rate_hz:
+            raise PsclapError(
+                f"the model hears {embedder.sample_rate_hz} Hz and the shards hold {self.index.sample_rate_hz} Hz; "
+                "set shard.sample_rate_hz to the model's rate"
+            )
         speech = embedder.embed_audio(self.index.read_clip(int(row)) for row in self._rows)
 
         def speech_of(rows: np.ndarray) -> np.ndarray:

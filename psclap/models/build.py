@@ -25,6 +25,7 @@ from psclap.config import EncoderConfig, ModelConfig
 from psclap.errors import CheckpointError, PsclapError
 from psclap.models import ParaSpeechCLAPConfig, ParaSpeechCLAPModel, ParaSpeechCLAPProcessor
 
+_MAY_BE_MISSING = ("pooler.", "masked_spec_embed")  # parts that we do not use
 _SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 
 
@@ -40,6 +41,8 @@ def build_model(
     tokenizer = _tokenizer(config, texts)
     audio_config = _encoder_config(config.speech)
     text_config = _encoder_config(config.text)
+    if hasattr(audio_config, "sample_rate_hz"):
+        audio_config.sample_rate_hz = sample_rate_hz
     if config.text.pretrained is None:
         text_config.vocab_size = len(tokenizer)
         text_config.pad_token_id = tokenizer.pad_token_id
@@ -64,14 +67,7 @@ def build_model(
 
 
 def _encoder_config(encoder: EncoderConfig) -> PreTrainedConfig:
-    if encoder.pretrained is not None:
-        config = _pretrained(AutoConfig, encoder.pretrained)
-    else:
-        assert encoder.config is not None  # EncoderConfig has checked it
-        try:
-            config = AutoConfig.for_model(**encoder.config)
-        except (ValueError, TypeError) as error:
-            raise PsclapError(f"model: no encoder can be made from {dict(encoder.config)}: {error}") from error
+    config = _pretrained(AutoConfig, encoder.pretrained) if encoder.pretrained else _fresh_config(encoder)
     # Layers and inputs dropped at random are no part of the published recipe.
     for name, value in {"layerdrop": 0.0, "apply_spec_augment": False}.items():
         if hasattr(config, name):
@@ -79,10 +75,44 @@ def _encoder_config(encoder: EncoderConfig) -> PreTrainedConfig:
     return config
 
 
+def _fresh_config(encoder: EncoderConfig) -> PreTrainedConfig:
+    """The configuration of an encoder without pretrained weights. Raises PsclapError for unknown keys."""
+    assert encoder.config is not None  # EncoderConfig has checked it
+    model_type = encoder.config["model_type"]
+    try:
+        known = AutoConfig.for_model(model_type)
+        unknown = sorted(key for key in encoder.config if not hasattr(known, key))
+        if unknown:  # transformers itself would keep them without a word
+            raise PsclapError(f"model: {model_type} has no settings {unknown}; correct them in the encoder's config")
+        return AutoConfig.for_model(**encoder.config)
+    except (ValueError, TypeError) as error:
+        if isinstance(error, PsclapError):
+            raise
+        raise PsclapError(f"model: no encoder can be made from {dict(encoder.config)}: {error}") from error
+
+
+def check_encoders(config: ModelConfig) -> None:
+    """Raises PsclapError for a fresh encoder's config that transformers does not know; needs no network."""
+    for encoder in (config.speech, config.text):
+        if encoder.pretrained is None:
+            _fresh_config(encoder)
+
+
 def _encoder(encoder: EncoderConfig, config: PreTrainedConfig) -> PreTrainedModel:
     if encoder.pretrained is None:
         return AutoModel.from_config(config)
-    return _pretrained(AutoModel, encoder.pretrained, config=config)
+    # fp32 whatever the stored type: the published recipe trains in it, and both towers must agree.
+    model, info = _pretrained(
+        AutoModel, encoder.pretrained, config=config, dtype=torch.float32, output_loading_info=True
+    )
+    lacking = sorted(key for key in info["missing_keys"] if not key.startswith(_MAY_BE_MISSING))
+    lacking += sorted(map(str, info["mismatched_keys"]))
+    if lacking:
+        raise PsclapError(
+            f"model: the weights of {encoder.pretrained!r} lack {len(lacking)} of the model's tensors, such as "
+            f"{lacking[0]}; they would be random: fetch the folder again or correct its config.json"
+        )
+    return model
 
 
 def _pretrained(auto_class: type, name: str, **kwargs):  # type: ignore[no-untyped-def]

@@ -22,9 +22,9 @@ from safetensors.torch import load_file, save_file
 from psclap.errors import CheckpointError
 from psclap.files import write_json
 from psclap.loader import Position
+from psclap.schema import OPTIMIZER_NAME
 from psclap.training.task import ContrastiveTask
 
-_OPTIMIZER_NAME = "optimizer.safetensors"
 _PROGRESS_NAME = "progress.json"
 
 
@@ -42,7 +42,7 @@ def save_checkpoint(folder: Path, task: ContrastiveTask, optimizer: torch.optim.
     """Writes a checkpoint into an existing folder; equal states give equal bytes."""
     task.model.save_pretrained(folder)
     task.processor.save_pretrained(folder)
-    save_file(_optimizer_tensors(task, optimizer), folder / _OPTIMIZER_NAME)
+    save_file(_optimizer_tensors(task, optimizer), folder / OPTIMIZER_NAME)
     write_json(folder / _PROGRESS_NAME, asdict(progress))
 
 
@@ -70,7 +70,7 @@ def load_trainer_state(
         )
     try:
         task.model.load_state_dict(load_file(folder / "model.safetensors"))
-        tensors = load_file(folder / _OPTIMIZER_NAME)
+        tensors = load_file(folder / OPTIMIZER_NAME)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder} does not fit this model: {error}") from error
     _restore_optimizer(task, optimizer, tensors)

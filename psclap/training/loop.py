@@ -40,15 +40,19 @@ OnCheckpoint = Callable[[Path | None, Mapping[str, float]], None]
 def check_training(training: Training, index: ShardIndex, workers: int) -> None:
     """Raises PsclapError for data, batch size and workers that do not go together."""
     config = training.train
+    _check_workers(config, workers)
+    views = [index.view("train", name) for name in config.caption_sets]
+    index.view("val", config.validation_set)
+    _balance_and_tags(config, index, views)
+    EpochPlan([len(view.rows) for view in views], config.global_batch_size, training.seed, epoch=0)
+
+
+def _check_workers(config: TrainConfig, workers: int) -> None:
     if config.global_batch_size % workers:
         raise PsclapError(
             f"train.*.global_batch_size {config.global_batch_size} must be divisible by the {workers} workers; "
             "change it, or the number of workers (resources)"
         )
-    views = [index.view("train", name) for name in config.caption_sets]
-    index.view("val", config.validation_set)
-    _balance_and_tags(config, index, views)
-    EpochPlan([len(view.rows) for view in views], config.global_batch_size, training.seed, epoch=0)
 
 
 def train(
@@ -66,13 +70,16 @@ def train(
     config = training.train
     device = device or torch.device("cpu")
     index = ShardIndex(training.shards)
-    check_training(training, index, distributed.world_size())
+    _check_workers(config, distributed.world_size())
     trainer = Trainer(training, index, device, tracker)
     progress = trainer.resume(resume_from) if resume_from else Progress(0, Position(), {}, {})
     loader = trainer.loader(progress.position)
     total_steps = _total_steps(config, loader)
     if distributed.rank() == 0 and not resume_from:
-        tracker.params({**asdict(config), "total_steps": total_steps, "seed": training.seed, **_sizes(trainer)})
+        model = {f"model.{name}": value for name, value in asdict(training.model).items()}
+        tracker.params(
+            {**asdict(config), **model, "total_steps": total_steps, "seed": training.seed, **_sizes(trainer)}
+        )
     if progress.step >= total_steps:
         return
     with contextlib.closing(iter(loader)) as batches:  # type: ignore[type-var]
@@ -221,7 +228,6 @@ def _total_steps(config: TrainConfig, loader: Loader) -> int:
 def _sizes(trainer: Trainer) -> dict[str, int]:
     parameters = list(trainer.task.model.parameters())
     return {
-        "workers": distributed.world_size(),
         "parameters": sum(p.numel() for p in parameters),
         "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
         "train_examples": sum(len(view.rows) for view in trainer.views),

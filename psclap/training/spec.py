@@ -34,6 +34,8 @@ class Training:
 
 def build_training_model(training: Training, index: ShardIndex) -> tuple[ParaSpeechCLAPModel, ParaSpeechCLAPProcessor]:
     """The model and processor as they are before the first step."""
+    if training.model.text.pretrained is not None:  # it brings its tokenizer: no text is needed
+        return build_model(training.model, [], index.sample_rate_hz, training.seed)
     in_train = index.table.filter(index.table["split"].to_numpy() == "train")
     captions = (caption["text"] for row in in_train["captions"].to_pylist() for caption in row)
     prompts = (prompt for tag in VOCABULARY for prompt in training_prompts(tag))

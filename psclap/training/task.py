@@ -50,7 +50,11 @@ class Batch:
 
 
 class ContrastiveTask(nn.Module):
-    """The dual encoder under InfoNCE and, where `tag_loss_weight` is positive, the tag loss over `tags`."""
+    """The dual encoder under InfoNCE and, where `tag_loss_weight` is positive, the tag loss over `tags`.
+
+    `tags` are those that the training clips carry: a tag that no clip has would only ever be a negative, and in
+    a corpus where it means something of the utterance, a false one.
+    """
 
     def __init__(
         self,
