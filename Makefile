@@ -20,7 +20,7 @@ demo: setup
 	@cat summary.md
 	@echo
 	@echo 'Try next, after `. $(BIN)/activate`:'
-	@echo '  psclap search embeddings "a loud man with a raspy voice, speaking fast" --top 5'
+	@echo '  psclap search embeddings "a creaky voice, slow and loud" --top 5'
 	@echo '  psclap classify data/corpus/audio/demo-test-0000[0-3].flac --tags pitch-level'
 	@echo '  psclap score data/corpus/audio/demo-test-0000[0-3].flac --text "a soft, slow female voice"'
 	@echo '  mlflow ui --backend-store-uri sqlite:///mlflow/mlflow.db      runs, curves, registered models'
