@@ -75,8 +75,13 @@ def resample(wave: Wave, from_rate_hz: int, to_rate_hz: int) -> Wave:
 def encode_flac(wave: Wave, sample_rate_hz: int) -> bytes:
     """16-bit FLAC bytes; values outside [-1, 1] are clipped. Equal waves give equal bytes."""
     buffer = io.BytesIO()
-    soundfile.write(buffer, np.clip(wave, -1.0, 1.0), sample_rate_hz, format="FLAC", subtype="PCM_16")
+    write_flac(buffer, wave, sample_rate_hz)
     return buffer.getvalue()
+
+
+def write_flac(target: Path | BinaryIO, wave: Wave, sample_rate_hz: int) -> None:
+    """As `encode_flac`, to a file. By a path, libsndfile calls no Python code, in which a Ctrl-C would get lost."""
+    soundfile.write(target, np.clip(wave, -1.0, 1.0), sample_rate_hz, format="FLAC", subtype="PCM_16")
 
 
 def crop_start(num_samples: int, max_num_samples: int | None, rng: np.random.Generator) -> int:

@@ -142,8 +142,7 @@ class Demo:
         waves = espeak.synthesise(voices, [clip.request for clip in clips], processes)
         for clip, wave in zip(clips, waves, strict=True):
             path = f"audio/{clip.key}.flac"
-            flac = audio.encode_flac(wave.astype(np.float32) / 32768, espeak.SAMPLE_RATE_HZ)
-            (folder / path).write_bytes(flac)
+            audio.write_flac(folder / path, wave.astype(np.float32) / 32768, espeak.SAMPLE_RATE_HZ)
             yield self._utterance(clip, path)
 
     def _utterance(self, clip: _Clip, path: str) -> Utterance:
