@@ -113,7 +113,7 @@ def _pinned_requirements() -> list[str]:
 def fetch_model(uri: str, tracking_folder: Path = Path("mlflow")) -> Path:
     """The checkpoint folder of a `models:/NAME/VERSION` or `models:/NAME@ALIAS` URI, downloaded where need be.
 
-    Raises PsclapError for a URI that names nothing, with the names that there are.
+    Raises PsclapError for a URI that names nothing, and where there is no registry.
     """
     if not re.fullmatch(r"models:/[^/@]+(/\d+|@[^/@]+)", uri):
         raise PsclapError(f"{uri!r} is no model URI; write models:/NAME/VERSION or models:/NAME@ALIAS")

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.cluster import num_gpus, ray_session
+from pipelines.cluster import num_cpus, num_gpus, ray_session
 from psclap.embedding import Embedder
 from psclap.files import atomic_folder, sha256_file, write_json
 from psclap.schema import METADATA_COLUMNS, Split
@@ -101,7 +101,7 @@ def _run(job: EmbedJob, table: pa.Table, output: Path) -> None:
             batch_size=job.batch_size,
             # One core is left for reading and writing: actors that reserve every core would wait for ever.
             compute=ActorPoolStrategy(size=max(1, gpus)),
-            num_cpus=1 if ray.cluster_resources()["CPU"] > 1 else 0.5,
+            num_cpus=1 if num_cpus() > 1 else 0.5,
             num_gpus=1 if gpus else 0,
         )
     )

@@ -107,6 +107,15 @@ def _few_retries() -> Iterator[None]:
             del os.environ[name]
 
 
+def mlflow_name(name: str) -> str:
+    """A metric's name as MLflow allows it, without "@".
+
+    >>> mlflow_name("val/R@1")
+    'val/R_at_1'
+    """
+    return name.replace("@", "_at_")
+
+
 class MlflowTracker:
     """A psclap Tracker that writes to an MLflow run."""
 
@@ -125,8 +134,7 @@ class MlflowTracker:
 
     def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         now_ms = int(time.time() * 1000)
-        # MLflow allows no "@" in a metric's name.
-        batch = [Metric(name.replace("@", "_at_"), value, now_ms, step) for name, value in metrics.items()]
+        batch = [Metric(mlflow_name(name), value, now_ms, step) for name, value in metrics.items()]
         self._client.log_batch(self._run_id, metrics=batch)
 
     def artifact(self, path: Path) -> None:

@@ -39,7 +39,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Trained:
-    """The outcome of a run: its MLflow id, and the metrics of the checkpoint that was chosen."""
+    """The outcome of a run: its MLflow id, the metrics of the chosen checkpoint, and its run storage."""
 
     run_id: str
     metrics: Mapping[str, float]

@@ -12,7 +12,7 @@ import numpy as np
 
 from psclap import audio, distributed
 from psclap.sampling import Balance, EpochPlan
-from psclap.shards.index import ShardIndex, View
+from psclap.shards.index import ShardIndex, View, captions_of
 
 _EXAMPLE, _STEP = 0, 1  # what a random generator is for; part of its seed
 
@@ -111,9 +111,8 @@ class Loader:
 
     def _example(self, number: int, rng: np.random.Generator) -> Any:
         row_number = int(self._row_of_example[number])
-        caption_set = self._views[self._source_of_example[number]].caption_set
         row = self._index.row(row_number)
-        row["captions"] = [caption["text"] for caption in row["captions"] if caption["set"] == caption_set]
+        row["captions"] = captions_of(row, self._views[self._source_of_example[number]].caption_set)
         start = audio.crop_start(row["num_samples"], self._max_crop, rng)
         clip = self._index.read_clip(row_number, start, min(self._max_crop, row["num_samples"]))
         return self._task.example(row, clip, rng)

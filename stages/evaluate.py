@@ -24,14 +24,14 @@ def main(params: Params, variant: str) -> None:
     }
     with atomic_folder(REPORTS / variant) as folder:
         write_report(folder, variant, results)
+    numbers = headline(results)
     with atomic_folder(METRICS / variant) as folder:
-        for name, numbers in headline(results).items():
-            write_json(folder / f"{name}.json", numbers)
-    for name, numbers in headline(results).items():
-        if name in params.evaluate.caption_sets:
-            scores = numbers["audio_to_text"]
-            values = [f"R@{k} {scores[f'R@{k}']:.3f} (chance {scores[f'chance_R@{k}']:.3f})" for k in (1, 10)]
-            print(f"evaluate: {variant} on the {name} set: {', '.join(values)}")
+        for name, entry in numbers.items():
+            write_json(folder / f"{name}.json", entry)
+    for name in params.evaluate.caption_sets:
+        scores = numbers[name]["audio_to_text"]
+        values = [f"R@{k} {scores[f'R@{k}']:.3f} (chance {scores[f'chance_R@{k}']:.3f})" for k in (1, 10)]
+        print(f"evaluate: {variant} on the {name} set: {', '.join(values)}")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict
 
 from pipelines.registry import register
-from pipelines.tracking import MlflowTracker, TrackingStore
+from pipelines.tracking import MlflowTracker, TrackingStore, mlflow_name
 from psclap.config import Params
 from psclap.evaluation.report import flatten
 from psclap.files import write_json
@@ -29,7 +29,7 @@ def main(params: Params, variant: str) -> None:
         name=f"{params.register.name_prefix}-{variant}",
         alias=params.register.alias,
         tags={
-            **{name.replace("@", "_at_"): f"{value:.4f}" for name, value in numbers.items()},
+            **{mlflow_name(name): f"{value:.4f}" for name, value in numbers.items()},
             "data_index_sha256": ShardIndex(SHARDS).sha256,
         },
     )

@@ -13,7 +13,7 @@ import numpy as np
 
 from psclap import metrics
 from psclap.schema import CaptionSet, Split
-from psclap.shards.index import ShardIndex
+from psclap.shards.index import ShardIndex, captions_of
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,7 @@ class RetrievalSet:
     def of(cls, index: ShardIndex, split: Split, caption_set: CaptionSet) -> RetrievalSet:
         """The test set of one split and caption set."""
         rows = index.view(split, caption_set).rows
-        of_clip = [
-            [caption["text"] for caption in index.row(int(row))["captions"] if caption["set"] == caption_set]
-            for row in rows
-        ]
+        of_clip = [captions_of(index.row(int(row)), caption_set) for row in rows]
         captions = sorted({text for texts in of_clip for text in texts})
         number_of = {text: number for number, text in enumerate(captions)}
         is_right = np.zeros((len(rows), len(captions)), bool)

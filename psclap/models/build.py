@@ -80,15 +80,13 @@ def _fresh_config(encoder: EncoderConfig) -> PreTrainedConfig:
     assert encoder.config is not None  # EncoderConfig has checked it
     model_type = encoder.config["model_type"]
     try:
-        known = AutoConfig.for_model(model_type)
-        unknown = sorted(key for key in encoder.config if not hasattr(known, key))
-        if unknown:  # transformers itself would keep them without a word
-            raise PsclapError(f"model: {model_type} has no settings {unknown}; correct them in the encoder's config")
-        return AutoConfig.for_model(**encoder.config)
+        known, config = AutoConfig.for_model(model_type), AutoConfig.for_model(**encoder.config)
     except (ValueError, TypeError) as error:
-        if isinstance(error, PsclapError):
-            raise
         raise PsclapError(f"model: no encoder can be made from {dict(encoder.config)}: {error}") from error
+    unknown = sorted(key for key in encoder.config if not hasattr(known, key))
+    if unknown:  # transformers itself would keep them without a word
+        raise PsclapError(f"model: {model_type} has no settings {unknown}; correct them in the encoder's config")
+    return config
 
 
 def check_encoders(config: ModelConfig) -> None:

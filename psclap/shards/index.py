@@ -95,6 +95,11 @@ class ShardIndex:
             raise PsclapError(f"clip {key!r} of {self.folder} is damaged: {error}") from error
 
 
+def captions_of(row: dict[str, Any], caption_set: CaptionSet) -> list[str]:
+    """The texts of a row's captions of one set."""
+    return [caption["text"] for caption in row["captions"] if caption["set"] == caption_set]
+
+
 def read_bytes(shard: Path, offset: int, length: int) -> bytes:
     """The bytes of one clip. Raises PsclapError where the shard is missing or cut off."""
     try:
