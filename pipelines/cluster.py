@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
+from psclap.errors import PsclapError
+
+_MAX_RETRIES = 5
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it prints every worker's line twice
@@ -57,6 +62,39 @@ def console() -> Iterator[Callable[[str], None]]:
         lines.put(None)
         thread.join(timeout=10)
         lines.shutdown()
+
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+def ray_map(function: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
+    """Yields `function(job)` for each job as it is done, one core each, wherever the cluster has one free.
+
+    A job whose worker or node dies is run again elsewhere. The first exception of a job is raised here, and what
+    has not begun is dropped; PsclapError for a job over which every worker dies.
+    """
+    import ray
+
+    task = ray.remote(num_cpus=1, max_retries=_MAX_RETRIES)(function)
+    waiting = iter(jobs)
+    running = {task.remote(job): job for job in itertools.islice(waiting, max(1, 2 * num_cpus()))}
+    try:
+        while running:
+            (first,), _ = ray.wait(list(running), num_returns=1)
+            job = running.pop(first)
+            yield ray.get(first)
+            running |= {task.remote(job): job for job in itertools.islice(waiting, 1)}
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from error
+    except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError) as error:
+        raise PsclapError(
+            f"{_MAX_RETRIES + 1} worker processes died over {getattr(job, 'name', job)}; memory that runs out is the "
+            f"usual reason. Ray says: {error}"
+        ) from error
+    finally:
+        for reference in running:
+            ray.cancel(reference)
 
 
 def num_cpus() -> int:

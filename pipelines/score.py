@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipelines.cluster import num_cpus, num_gpus, ray_session
 from psclap.embedding import Embedder
 from psclap.files import atomic_folder, sha256_file, write_json
 from psclap.schema import METADATA_COLUMNS, Split
 from psclap.search import SUMMARY_NAME
-from psclap.shards.index import ShardIndex, read_bytes
+from psclap.shards.index import ShardIndex
+from psclap.shards.store import Place, ShardStore
 
 _CLIPS_PER_BLOCK = 256
 
@@ -24,13 +24,13 @@ _CLIPS_PER_BLOCK = 256
 class EmbedClips:
     """Maps a table of index rows to their embeddings and metadata. One instance per Ray actor."""
 
-    def __init__(self, model_folder: str, shards: str, batch_size: int):
-        self._shards = Path(shards)
+    def __init__(self, model_folder: str, store: ShardStore, batch_size: int):
+        self._store = store
         self._embedder = Embedder(model_folder, batch_size)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        places = zip(*(rows[name].to_pylist() for name in ("shard", "byte_offset", "byte_length")), strict=True)
-        clips = [read_bytes(self._shards / shard, offset, length) for shard, offset, length in places]
+        names = [field.name for field in fields(Place)]
+        clips = [self._store.flac(Place(**row)) for row in rows.select(names).to_pylist()]
         embeddings = self._embedder({"audio": clips})["embedding"]
         values = pa.array(embeddings.ravel(), pa.float32())
         column = pa.FixedSizeListArray.from_arrays(values, self._embedder.dim)
@@ -53,13 +53,13 @@ def embed_corpus(job: EmbedJob, output: Path) -> dict[str, Any]:
 
     Returns the summary that stands beside them in `_summary.json`. The folder appears only when it is whole.
     """
-    index = ShardIndex(job.shards)
-    table = index.table.filter(pc.equal(index.table["split"], job.split))
+    index = ShardIndex(job.shards.absolute())
+    table = index.take(index.rows_of(job.split))
     # Ray's core reports every actor of Ray Data as an error on the terminal (ray-project/ray#53727).
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     with atomic_folder(output) as partial:
         with ray_session():
-            _run(job, table, partial.absolute())
+            _run(job, index.store, table, partial.absolute())
         summary = {
             "model": job.model_uri,
             "weights_sha256": sha256_file(job.model_folder / "model.safetensors"),
@@ -71,7 +71,7 @@ def embed_corpus(job: EmbedJob, output: Path) -> dict[str, Any]:
     return summary
 
 
-def _run(job: EmbedJob, table: pa.Table, output: Path) -> None:
+def _run(job: EmbedJob, store: ShardStore, table: pa.Table, output: Path) -> None:
     import ray
     from ray.data import ActorPoolStrategy, SaveMode
     from ray.data.datasource import FilenameProvider
@@ -96,7 +96,7 @@ def _run(job: EmbedJob, table: pa.Table, output: Path) -> None:
         .repartition(blocks)
         .map_batches(
             EmbedClips,
-            fn_constructor_args=(str(job.model_folder.absolute()), str(job.shards.absolute()), job.batch_size),
+            fn_constructor_args=(str(job.model_folder.absolute()), store, job.batch_size),
             batch_format="pyarrow",
             batch_size=job.batch_size,
             # One core is left for reading and writing: actors that reserve every core would wait for ever.

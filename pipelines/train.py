@@ -57,7 +57,7 @@ def train_variant(run: Run, model_folder: Path) -> Trained:
     interrupt goes on from the last checkpoint, in the same MLflow run, as long as data, configuration and
     psclap's code are the same. Raises PsclapError for bad input before any worker starts.
     """
-    index = ShardIndex(run.training.shards)
+    index = run.training.open_index()
     identity = _identity(run.training, index)
     with ray_session():
         workers = _num_workers(run.resources)

@@ -1,4 +1,4 @@
-"""The `psclap` command: score, classify and search with a trained model; check and choose configurations."""
+"""The `psclap` command: score, classify and search with a trained model; check data sets and configurations."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from psclap.cli_data import data_app
 from psclap.errors import AudioError, PsclapError
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ DEFAULT_MODEL = "models:/psclap-combined@champion"
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 config_app = typer.Typer(no_args_is_help=True, help="Check params.yaml, or replace it by a preset.")
 app.add_typer(config_app, name="config")
+app.add_typer(data_app, name="data")
 
 Audio = Annotated[list[Path], typer.Argument(help="Audio files of any rate (wav, flac, ogg, mp3).")]
 Model = Annotated[str, typer.Option(help="A checkpoint folder, or models:/NAME/VERSION or models:/NAME@ALIAS.")]

@@ -32,15 +32,25 @@ class CorpusConfig:
 
 @dataclass(frozen=True)
 class ShardConfig:
-    """How clips become shards. A clip outside the durations, or that cannot be decoded, is rejected."""
+    """How clips become shards. A clip outside the durations, or that cannot be decoded, is rejected.
 
+    A shard is full at `max_samples_per_shard` clips or `max_bytes_per_shard` bytes, whichever comes first.
+    `loudness_lufs` normalises each clip to that loudness (EBU R128; -23 is its level); null leaves it as it is.
+    `url` is where shards go that are too large for this machine (such as s3://bucket/shards); null: data/shards.
+    """
+
+    url: str | None
     sample_rate_hz: int = field(metadata=between(8000, 48000))
+    loudness_lufs: float | None = field(metadata=between(-70, 0))
     max_samples_per_shard: int = field(metadata=at_least(1))
+    max_bytes_per_shard: int = field(metadata=at_least(1_000_000))
     min_duration_s: float = field(metadata=above(0))
     max_duration_s: float = field(metadata=above(0))
     max_reject_rate: float = field(metadata=between(0, 1))
 
     def __post_init__(self) -> None:
+        if self.url is not None and "://" not in self.url:
+            raise ConfigError(f"url {self.url!r} must be a URL, such as s3://bucket/shards; null is data/shards")
         if self.min_duration_s >= self.max_duration_s:
             raise ConfigError(
                 f"min_duration_s {self.min_duration_s} must be below max_duration_s {self.max_duration_s}"
@@ -88,20 +98,62 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class SamplingConfig:
+    """In which order the clips come.
+
+    The sources that are mixed are the caption sets, or each of them within each corpus of `mixing_corpora`.
+    `class_balance` draws clips by their intrinsic tags, see `psclap.sampling.class_balance`; `bucket_batches` sorts
+    that many batches at a time by length; `shuffle_block_shards` mixes the clips of that many shards at a time.
+    """
+
+    mixing: Literal["interleave", "concatenate"] = "interleave"
+    mixing_corpora: tuple[str, ...] | None = field(default=None, metadata=not_empty())
+    mixing_probabilities: tuple[float, ...] | None = None
+    mixing_stop: Literal["all", "first"] = "all"
+    class_balance: Literal["none", "inverse", "sqrt", "log"] = "none"
+    min_rare_samples: int = field(default=2, metadata=at_least(0))
+    rare_block_size: int = field(default=32, metadata=at_least(1))
+    rare_below_share: float = field(default=0.05, metadata=between(0, 1))
+    distinct_captions: bool = False
+    bucket_batches: int | None = field(default=None, metadata=at_least(2))
+    shuffle_block_shards: int | None = field(default=None, metadata=at_least(1))
+
+    def __post_init__(self) -> None:
+        balanced = self.class_balance != "none"
+        if balanced and self.min_rare_samples > self.rare_block_size:
+            raise ConfigError(
+                f"min_rare_samples {self.min_rare_samples} exceeds rare_block_size {self.rare_block_size}"
+            )
+        corpora = self.mixing_corpora or ()
+        if len(set(corpora)) != len(corpora):
+            raise ConfigError(f"mixing_corpora {list(corpora)} names a corpus twice")
+        if any(probability <= 0 for probability in self.mixing_probabilities or ()):
+            raise ConfigError(f"mixing_probabilities {list(self.mixing_probabilities or ())} must all be above 0")
+        if self.mixing_probabilities is not None and (balanced or self.mixing == "concatenate"):
+            raise ConfigError("mixing_probabilities are for mixing: interleave without class_balance; set them to null")
+        if self.bucket_batches is not None and (balanced or self.distinct_captions):
+            raise ConfigError(
+                "bucket_batches regroups batches, and would undo class_balance and distinct_captions; choose one"
+            )
+        if self.distinct_captions and (balanced or self.shuffle_block_shards is not None):
+            raise ConfigError(
+                "distinct_captions spreads the clips of a caption over the whole epoch, which class_balance and "
+                "shuffle_block_shards do not allow; choose one"
+            )
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """One variant's training. Exactly one of `max_steps` and `max_epochs` is given; batches are global."""
 
     caption_sets: tuple[CaptionSet, ...] = field(metadata=not_empty())
+    sampling: SamplingConfig
     global_batch_size: int = field(metadata=at_least(2))
     max_steps: int | None = field(metadata=at_least(1))
     max_epochs: int | None = field(metadata=at_least(1))
     max_crop_s: float = field(metadata=at_least(0.1))
     duplicate_captions: Literal["positives", "negatives"]
     tag_loss_weight: float = field(metadata=at_least(0))
-    class_balanced: bool
-    min_rare_samples: int = field(metadata=at_least(0))
-    rare_block_size: int = field(metadata=at_least(1))
-    rare_below_share: float = field(metadata=between(0, 1))
     optimizer: Literal["adam", "adamw"]
     learning_rate: float = field(metadata=above(0))
     weight_decay: float = field(metadata=at_least(0))
@@ -120,10 +172,25 @@ class TrainConfig:
             )
         if len(set(self.caption_sets)) != len(self.caption_sets):
             raise ConfigError(f"caption_sets {list(self.caption_sets)} names a set twice")
-        if self.class_balanced and self.min_rare_samples > self.rare_block_size:
+        sources = len(self.caption_sets) * len(self.sampling.mixing_corpora or (None,))
+        if len(self.sampling.mixing_probabilities or range(sources)) != sources:
             raise ConfigError(
-                f"min_rare_samples {self.min_rare_samples} exceeds rare_block_size {self.rare_block_size}"
+                f"sampling.mixing_probabilities {list(self.sampling.mixing_probabilities or ())}: one is needed for "
+                f"each of the {sources} sources (caption sets x corpora)"
             )
+
+
+@dataclass(frozen=True)
+class LoadingConfig:
+    """How each training worker gets its batches; nothing in here changes what they are.
+
+    `processes` prepare them, or a thread of the worker where that is 0. Shards on a remote come by way of a cache
+    folder on each machine (PSCLAP_CACHE_DIR), which never holds more than `shard_cache_gb`.
+    """
+
+    processes: int = field(default=0, metadata=at_least(0))
+    start_method: Literal["fork", "forkserver"] = "forkserver"
+    shard_cache_gb: float = field(default=10.0, metadata=above(0))
 
 
 @dataclass(frozen=True)
@@ -133,6 +200,7 @@ class ResourcesConfig:
     cpu_workers: int = field(metadata=at_least(1))
     threads_per_cpu_worker: int = field(metadata=at_least(1))
     gpu_workers: int | None = field(metadata=at_least(1))
+    loading: LoadingConfig
     max_failures: int = field(metadata=at_least(0))
 
 
@@ -250,19 +318,34 @@ def _variants(train: Mapping[str, Any], names: Any) -> dict[str, TrainConfig]:
         try:
             if not isinstance(section, Mapping):
                 raise ConfigError(f"train.{name}: {section!r} is not a section; write {{}} to change nothing")
-            variants[name] = from_mapping(TrainConfig, {**base, **section}, f"train.{name}")
+            variants[name] = from_mapping(TrainConfig, _laid_over(base, section), f"train.{name}")
         except ConfigError as error:
-            problems += [_where_written(line, name, section) for line in str(error).splitlines()]
+            problems += [_where_written(line, name, section or {}) for line in str(error).splitlines()]
     if problems:
         raise ConfigError("\n".join(dict.fromkeys(problems)))
     return variants
 
 
-def _where_written(problem: str, variant: str, section: Any) -> str:
+def _laid_over(base: Mapping[str, Any], section: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the keys of `section` over it, in sections within sections too."""
+    both = {**base, **section}
+    for name, value in section.items():
+        if isinstance(value, Mapping) and isinstance(base.get(name), Mapping):
+            both[name] = _laid_over(base[name], value)
+    return both
+
+
+def _where_written(problem: str, variant: str, section: Mapping[str, Any]) -> str:
     """A variant's problem under the section in which its key is written: its own, or the base."""
-    key = problem.removeprefix(f"train.{variant}.").split(":", 1)[0]
-    inherited = isinstance(section, Mapping) and key not in section and problem.startswith(f"train.{variant}.")
-    return problem.replace(f"train.{variant}.", "train.base.", 1) if inherited else problem
+    prefix = f"train.{variant}."
+    value: Any = section
+    for key in problem.removeprefix(prefix).split(":", 1)[0].split("."):
+        if not isinstance(value, Mapping):
+            break
+        if problem.startswith(prefix) and key not in value:
+            return problem.replace(prefix, "train.base.", 1)
+        value = value.get(key)
+    return problem
 
 
 def preset_names() -> list[str]:

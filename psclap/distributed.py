@@ -52,8 +52,16 @@ def my_share(count: int) -> list[int]:
 
     `all_gather` of the results, put through `join_shares`, gives the results of 0..count-1 in order.
     """
-    per_rank = -(-count // world_size())
-    return [(rank() + world_size() * number) % count for number in range(per_rank)]
+    return share(count, rank(), world_size())
+
+
+def share(count: int, rank: int, world_size: int) -> list[int]:
+    """As `my_share`, of a given rank.
+
+    >>> share(5, 1, 2)
+    [1, 3, 0]
+    """
+    return [(rank + world_size * number) % count for number in range(-(-count // world_size))]
 
 
 def join_shares(gathered: torch.Tensor, count: int) -> torch.Tensor:

@@ -17,7 +17,8 @@ from typing import Any
 from psclap.errors import PsclapError
 
 
-def _partial_name(path: Path) -> Path:
+def check_writable(path: Path | str) -> None:
+    """Makes the folder that `path` is to stand in. Raises PsclapError where it cannot be written to."""
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -27,6 +28,17 @@ def _partial_name(path: Path) -> Path:
         raise PsclapError(
             f"cannot write {path}: {error.strerror or error}; choose a folder that you may write to"
         ) from error
+
+
+def check_folder_writable(path: Path | str) -> None:
+    """As `check_writable`, for a folder; what stands at `path` may be another folder, but no file."""
+    check_writable(path)
+    if Path(path).exists() and not Path(path).is_dir():
+        raise PsclapError(f"cannot write the folder {path}: a file of that name is in the way; move it")
+
+
+def _partial_name(path: Path) -> Path:
+    check_writable(path)
     for stale in path.parent.glob(f".{path.name}.partial-*"):
         if not Path(f"/proc/{stale.name.rsplit('-', 1)[1]}").exists():  # its writer was killed
             shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
@@ -49,8 +61,7 @@ def atomic_file(path: Path | str) -> Iterator[Path]:
 def atomic_folder(path: Path | str) -> Iterator[Path]:
     """Yields a temporary folder to fill; on success it replaces `path`, on any failure it is removed."""
     path = Path(path)
-    if path.exists() and not path.is_dir():
-        raise PsclapError(f"cannot write the folder {path}: a file of that name is in the way; move it")
+    check_folder_writable(path)
     partial = _partial_name(path)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()

@@ -19,7 +19,7 @@ def available_cpus() -> int:
 
 
 def process_map(
-    function: Callable[[Job], Result], jobs: Iterable[Job], processes: int | None, *, chunk: int = 1
+    function: Callable[[Job], Result], jobs: Iterable[Job], processes: int | None = None, *, chunk: int = 1
 ) -> Iterator[Result]:
     """Yields `function(job)` for each job, in order; None for `processes` means every available core.
 

@@ -66,7 +66,7 @@ def _build(cls: type, mapping: Any, where: str, problems: list[str]) -> Any:
     values = {}
     for name, field in fields.items():
         if name in mapping:
-            values[name] = _value(hints[name], mapping[name], f"{where}.{name}", field, problems)
+            values[name] = _field(hints[name], mapping[name], f"{where}.{name}", field, problems)
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             problems.append(f"{where}.{name}: missing key; add it ({_type_name(hints[name])})")
     if len(problems) > before:
@@ -74,27 +74,51 @@ def _build(cls: type, mapping: Any, where: str, problems: list[str]) -> Any:
     try:
         return cls(**values)
     except ConfigError as error:  # a rule between keys, from __post_init__
-        problems.append(f"{where}: {error}")
+        problems += [f"{where}: {line}" for line in str(error).splitlines()]
         return None
 
 
-def _value(hint: Any, value: Any, where: str, field: dataclasses.Field, problems: list[str]) -> Any:
-    whole_hint = hint
-    if get_origin(hint) in (Union, types.UnionType):
-        if value is None and type(None) in get_args(hint):
-            return None
-        hint = next(arm for arm in get_args(hint) if arm is not type(None))
-    if dataclasses.is_dataclass(hint):
-        return _build(hint, value, where, problems)  # type: ignore[arg-type]
-    converted, fits = _convert(hint, value)
-    if not fits:
-        hint_text = "; YAML reads it as text, write it as 1.0e-5" if _looks_numeric(value, hint) else ""
-        problems.append(f"{where}: {value!r} must be {_type_name(whole_hint)}{hint_text}")
-        return None
+def _field(hint: Any, value: Any, where: str, field: dataclasses.Field, problems: list[str]) -> Any:
+    before = len(problems)
+    converted = _value(hint, value, where, problems)
     check, rule = field.metadata.get("rule", (None, ""))
-    if check is not None and not check(converted):
+    if check is not None and converted is not None and len(problems) == before and not check(converted):
         problems.append(f"{where}: {value!r} {rule}")
     return converted
+
+
+def _value(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
+    arm = _arm(hint, value)
+    if dataclasses.is_dataclass(arm):
+        return _build(arm, value, where, problems)  # type: ignore[arg-type]
+    if get_origin(arm) is tuple and dataclasses.is_dataclass(get_args(arm)[0]) and isinstance(value, (list, tuple)):
+        section = get_args(arm)[0]
+        return tuple(_build(section, item, f"{where}[{number}]", problems) for number, item in enumerate(value))
+    if get_origin(arm) is Mapping and get_args(arm)[1] is not Any and isinstance(value, Mapping):
+        return _mapping(get_args(arm)[1], value, where, problems)
+    converted, fits = _convert(arm, value)
+    if not fits:
+        hint_text = "; YAML reads it as text, write it as 1.0e-5" if _looks_numeric(value, arm) else ""
+        problems.append(f"{where}: {value!r} must be {_type_name(hint)}{hint_text}")
+        return None
+    return converted
+
+
+def _arm(hint: Any, value: Any) -> Any:
+    """Of alternatives the one that the value fits, the first where it fits none; any other hint as it is."""
+    if get_origin(hint) not in (Union, types.UnionType):
+        return hint
+    if value is None and type(None) in get_args(hint):
+        return type(None)
+    arms = [arm for arm in get_args(hint) if arm is not type(None)]
+    return next((arm for arm in arms if _convert(arm, value)[1]), arms[0])
+
+
+def _mapping(element: Any, mapping: Mapping[Any, Any], where: str, problems: list[str]) -> dict[str, Any]:
+    for key in mapping:
+        if not isinstance(key, str):
+            problems.append(f"{where}: the key {key!r} must be text; put it in quotes")
+    return {key: _value(element, value, f"{where}.{key}", problems) for key, value in mapping.items()}
 
 
 def _convert(hint: Any, value: Any) -> tuple[Any, bool]:
@@ -132,6 +156,8 @@ def _type_name(hint: Any) -> str:
         return " or ".join(_type_name(arm) for arm in get_args(hint))
     if get_origin(hint) is Literal:
         return "one of " + ", ".join(get_args(hint))
+    if get_origin(hint) is tuple and dataclasses.is_dataclass(get_args(hint)[0]):
+        return f"a list of sections with the keys {_names(get_args(hint)[0])}"
     if get_origin(hint) is tuple:
         return f"a list, each element {_type_name(get_args(hint)[0])}"
     return _TYPE_NAMES.get(hint, "a section")

@@ -1,11 +1,9 @@
 """Source -> Utterances: data/corpus with `utterances.parquet` and, where the corpus makes audio, the audio."""
 
-import pyarrow.parquet as pq
-
 from psclap.config import Params
 from psclap.corpora import build_corpus
 from psclap.files import atomic_folder
-from psclap.schema import utterances_to_table
+from psclap.schema import write_utterances
 from stages import CORPUS
 from stages._main import run_stage
 
@@ -13,9 +11,8 @@ from stages._main import run_stage
 def main(params: Params) -> None:
     corpus = build_corpus(params.corpus.name, params.corpus.options)
     with atomic_folder(CORPUS) as folder:
-        table = utterances_to_table(corpus.utterances(folder, processes=None))
-        pq.write_table(table, folder / "utterances.parquet")
-    print(f"prepare: {table.num_rows} utterances of the corpus {params.corpus.name} in {CORPUS}")
+        count = write_utterances(corpus.utterances(folder, processes=None), folder / "utterances.parquet")
+    print(f"prepare: {count} utterances of the corpus {params.corpus.name} in {CORPUS}")
 
 
 if __name__ == "__main__":

@@ -16,16 +16,17 @@ from stages._main import run_stage
 
 def main(params: Params, variant: str) -> None:
     store = TrackingStore.at(TRACKING_STORE)
+    index = ShardIndex(SHARDS)
     run = Run(
         name=variant,
-        training=Training(SHARDS.absolute(), params.model, params.train[variant], params.seed),
+        training=Training(index.location, params.model, params.train[variant], params.seed, params.resources.loading),
         resources=params.resources,
         storage=RUN_STORAGE,
         store=store,
         experiment=params.register.experiment,
         tags={
             "variant": variant,
-            "data_index_sha256": ShardIndex(SHARDS).sha256,
+            "data_index_sha256": index.sha256,
             "git_revision": _git("rev-parse", "HEAD"),
             "git_dirty": str(bool(_git("status", "--porcelain", "--", *_SOURCES))).lower(),
         },

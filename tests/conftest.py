@@ -1,4 +1,6 @@
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +10,9 @@ from hypothesis import settings
 
 from psclap.config import PRESETS_FOLDER, ShardConfig
 from psclap.corpora import build_corpus
-from psclap.schema import Utterance
-from psclap.shards.writer import write_shards
+from psclap.parallel import process_map
+from psclap.schema import Utterance, utterances_to_table
+from psclap.shards.writer import ShardJob, write_shards
 
 # Derandomised: a run finds the same examples everywhere, so a failure is never a matter of luck.
 settings.register_profile("psclap", deadline=None, derandomize=True, database=None)
@@ -33,6 +36,19 @@ WAVLM = {
 """A WavLM of real shape and little size, for encoders 'from a config'."""
 
 
+SHARDING = ShardConfig(
+    url=None,
+    sample_rate_hz=16000,
+    loudness_lufs=None,
+    max_samples_per_shard=40,
+    max_bytes_per_shard=10**8,
+    min_duration_s=0.2,
+    max_duration_s=60.0,
+    max_reject_rate=0.0,
+)
+"""Shards as the demo makes them, but smaller."""
+
+
 @pytest.fixture
 def params_mapping() -> dict[str, Any]:
     """The demo preset as plain YAML, free to be broken by the test."""
@@ -52,6 +68,38 @@ def mini_corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Ut
 def mini_shards(mini_corpus: tuple[Path, list[Utterance]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shards of `mini_corpus`. Not to be changed: a test that damages shards damages a copy."""
     folder = tmp_path_factory.mktemp("shards")
-    mapping = yaml.safe_load((PRESETS_FOLDER / "demo.yaml").read_text())["shard"]
-    write_shards(mini_corpus[1], folder, ShardConfig(**{**mapping, "max_samples_per_shard": 40}), processes=2)
+    shard(mini_corpus[1], folder, SHARDING)
     return folder
+
+
+def shard(utterances: Iterable[Utterance], folder: Path, config: ShardConfig, processes: int = 2) -> dict[str, Any]:
+    """Writes shards of utterances whose audio paths are absolute; returns the summary."""
+    receipts = folder.with_name(f"{folder.name}-receipts")
+    job = ShardJob(utterances_to_table(utterances), Path("/"), config, str(folder), str(receipts))
+    return write_shards(job, partial(process_map, processes=processes))
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """The URL of an empty bucket on an S3 server of this machine; AWS_* point every client at it. A test writes to
+    a prefix of its own.
+    """
+    import fsspec
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    environment = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        fsspec.filesystem("s3").mkdir("psclap-test")
+        yield "s3://psclap-test"
+    fsspec.filesystem("s3").clear_instance_cache()
+    server.stop()

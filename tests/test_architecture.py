@@ -13,11 +13,14 @@ import yaml
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("psclap", "pipelines", "stages")
 FLOORS = (
-    {"errors", "files", "parallel", "strict", "schema", "config", "audio", "tags", "distributed"},
+    {
+        *("errors", "files", "parallel", "strict", "schema", "config", "tags", "markdown", "storage", "distributed"),
+        *("audio", "decoding", "containers", "loudness"),
+    },
     {"models", "losses", "metrics"},
-    {"corpora", "shards", "sampling", "loader"},
+    {"corpora", "shards", "soundness", "sampling", "loader"},
     {"training", "evaluation", "embedding", "search", "tts"},
-    {"__init__", "cli"},
+    {"__init__", "cli", "cli_data"},
 )
 HEAVY = {"ray", "mlflow", "dvc"}
 

@@ -1,6 +1,8 @@
 import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import yaml
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 
 from psclap import config
 from psclap.errors import ConfigError, PsclapError
+from psclap.strict import from_mapping, not_empty
 
 REPOSITORY = Path(__file__).parent.parent
 MISSING = object()
@@ -86,9 +89,10 @@ def test_paper_preset_carries_the_published_values():
     assert combined.caption_sets == ("intrinsic", "situational")
     assert (intrinsic.max_steps, situational.max_epochs, combined.max_epochs) == (4500, 25, 5)
     assert [train.tag_loss_weight for train in params.train.values()] == [1, 0, 0]
-    assert [train.class_balanced for train in params.train.values()] == [True, False, False]
-    rare = (intrinsic.min_rare_samples, intrinsic.rare_block_size, intrinsic.rare_below_share)
-    assert rare == (2, 32, 0.05)
+    assert [train.sampling.class_balance for train in params.train.values()] == ["inverse", "none", "none"]
+    sampling = intrinsic.sampling
+    assert (sampling.min_rare_samples, sampling.rare_block_size, sampling.rare_below_share) == (2, 32, 0.05)
+    assert (combined.sampling.mixing, combined.sampling.mixing_stop) == ("interleave", "all")
 
 
 def test_a_variant_is_the_base_with_its_own_keys_over_it(params_mapping):
@@ -125,7 +129,27 @@ def test_a_missing_key_is_named(params_mapping, where):
         ({"train.combined.max_epochs": 3}, "train.combined: max_steps 1200 and max_epochs 3: give one"),
         ({"train.combined.max_steps": None}, "train.combined: max_steps None and max_epochs None: give one"),
         ({"train.combined.caption_sets": ["combined"] * 2}, "train.combined: caption_sets ['combined', 'combined']"),
-        ({"train.intrinsic.min_rare_samples": 33}, "train.intrinsic: min_rare_samples 33 exceeds rare_block_size 32"),
+        (
+            {"train.intrinsic.sampling.min_rare_samples": 33},
+            "train.intrinsic.sampling: min_rare_samples 33 exceeds rare_block_size 32",
+        ),
+        ({"train.base.sampling.mixing_corpora": ["a", "a"]}, "mixing_corpora ['a', 'a'] names a corpus twice"),
+        ({"train.base.sampling.bucket_batches": 1}, "train.base.sampling.bucket_batches: 1 must be at least 2"),
+        ({"train.intrinsic.sampling.distinct_captions": True}, "train.intrinsic.sampling: distinct_captions spreads"),
+        ({"train.intrinsic.sampling.bucket_batches": 4}, "train.intrinsic.sampling: bucket_batches regroups batches"),
+        (
+            {"train.base.sampling.mixing_probabilities": [0.5, 0.0]},
+            "train.base.sampling: mixing_probabilities [0.5, 0.0] must all be above 0",
+        ),
+        (
+            {"train.combined.sampling": {"mixing": "concatenate", "mixing_probabilities": [0.5, 0.5]}},
+            "train.combined.sampling: mixing_probabilities are for mixing: interleave",
+        ),
+        (
+            {"train.combined.sampling": {"mixing_corpora": ["a", "b"], "mixing_probabilities": [0.5, 0.5]}},
+            "train.combined: sampling.mixing_probabilities [0.5, 0.5]: one is needed for each of the 4 sources",
+        ),
+        ({"resources.loading.start_method": "spawn"}, "resources.loading.start_method: 'spawn' must be one of fork"),
         ({"model.speech.pretrained": "wavlm"}, "model.speech: give either `pretrained`"),
         ({"model.speech.config": None}, "model.speech: give either `pretrained`"),
         ({"model.text.config": {"hidden_size": 8}}, "model.text: `config` needs a model_type"),
@@ -203,3 +227,53 @@ def test_use_preset_names_the_known_presets(tmp_path):
     with pytest.raises(ConfigError, match="no preset 'papre'; presets: demo, paper"):
         config.use_preset("papre", tmp_path / "params.yaml")
     assert not list(tmp_path.iterdir())
+
+
+@dataclass(frozen=True)
+class Part:
+    name: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Nested:
+    parts: tuple[Part, ...] = field(default=(Part("only"),), metadata=not_empty())
+    names: Mapping[str, str | None] = field(default_factory=dict)
+    maps: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    urls: str | tuple[str, ...] = "a"
+    fields: Literal["own"] | Mapping[str, str] = "own"
+
+
+def test_lists_of_sections_mappings_and_alternatives_are_read():
+    mapping = {
+        "parts": [{"name": "a", "weight": 2}, {"name": "b"}],
+        "names": {"x": "y", "z": None},
+        "maps": {"a": {"b": 3}},
+        "urls": ["a", "b"],
+        "fields": {"own": "theirs"},
+    }
+    expected = Nested((Part("a", 2.0), Part("b")), mapping["names"], mapping["maps"], ("a", "b"), mapping["fields"])
+    assert from_mapping(Nested, mapping, "it") == expected
+    assert from_mapping(Nested, {"urls": "b", "fields": "own"}, "it") == Nested(urls="b")
+
+
+@pytest.mark.parametrize(
+    ("mapping", "said"),
+    [
+        ({"parts": []}, "it.parts: [] must name at least one"),
+        ({"parts": [{"name": "a"}, {"nam": "b"}]}, "it.parts[1].nam: unknown key (value 'b'); did you mean 'name'?"),
+        ({"parts": [{"name": "a"}, "b"]}, "it.parts[1]: 'b' is not a section; it must hold the keys name, weight"),
+        ({"parts": {"name": "a"}}, "must be a list of sections with the keys name, weight"),
+        ({"names": {"x": 3}}, "it.names.x: 3 must be text or null"),
+        ({"names": {3: "x"}}, "it.names: the key 3 must be text; put it in quotes"),
+        ({"names": ["x"]}, "it.names: ['x'] must be a section"),
+        ({"maps": {"a": {"b": "c"}}}, "it.maps.a.b: 'c' must be a whole number"),
+        ({"urls": 3}, "it.urls: 3 must be text or a list, each element text"),
+        ({"urls": ["a", 3]}, "it.urls: ['a', 3] must be text or a list, each element text"),
+        ({"fields": "theirs"}, "it.fields: 'theirs' must be one of own or a section"),
+    ],
+)
+def test_what_is_broken_inside_a_list_or_a_mapping_is_named_with_its_place(mapping, said):
+    with pytest.raises(ConfigError) as error:
+        from_mapping(Nested, mapping, "it")
+    assert said in str(error.value)

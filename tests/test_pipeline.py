@@ -142,6 +142,10 @@ def test_repro_leaves_every_product(project: Project) -> None:
     assert embeddings.num_rows == 48
     assert str(embeddings.schema.field("embedding").type) == "fixed_size_list<element: float>[64]"
     assert not list((project.folder / "runs").iterdir())  # nothing is left of finished runs
+    shards = list((project.folder / "data/shards").glob("*.tar"))
+    assert shards
+    assert all(shard.stat().st_nlink == 2 for shard in shards)  # DVC's cache links them, it holds no copy
+    assert "sound" in (project.folder / "data/shards/data_card.md").read_text().lower()
 
 
 def test_embeddings_are_those_of_the_model_in_the_folder(project: Project) -> None:
@@ -150,7 +154,7 @@ def test_embeddings_are_those_of_the_model_in_the_folder(project: Project) -> No
     from psclap.shards.index import ShardIndex
 
     index = ShardIndex(project.folder / "data" / "shards")
-    row_of_key = {key: number for number, key in enumerate(index.table["key"].to_pylist())}
+    row_of_key = {key: number for number, key in enumerate(index.column("key").to_pylist())}
     clips = [index.read_clip(row_of_key[row["key"]]) for row in table]
     expected = embedder.embed_audio(clips)
     for row, vector in zip(table, expected, strict=True):
@@ -269,7 +273,7 @@ def test_an_interrupted_shard_leaves_nothing(copy: Project) -> None:
     rows = pq.read_table(manifest).to_pandas()
     many = pd.concat([rows.assign(key=rows["key"] + f"-{number}") for number in range(60)])
     pq.write_table(pa.Table.from_pandas(many, schema=pq.read_schema(manifest), preserve_index=False), manifest)
-    interrupt(copy, "python", "-m", "stages.shard", at_work="data/.shards.partial-*/*.tar")
+    interrupt(copy, "python", "-m", "stages.shard", at_work="runs/shards/receipts/*.parquet")
     assert {path.name for path in (copy.folder / "data").iterdir()} == {"corpus"}
 
 

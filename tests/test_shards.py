@@ -2,6 +2,7 @@ import io
 import json
 import shutil
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,18 +10,16 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 import webdataset
+from conftest import SHARDING, shard
 
 from psclap import audio
-from psclap.config import ShardConfig
 from psclap.errors import PsclapError
 from psclap.files import sha256_file
 from psclap.schema import CAPTION_SETS, INDEX_SCHEMA, SPLITS, Caption, Utterance
+from psclap.shards import writer
 from psclap.shards.index import ShardIndex
-from psclap.shards.writer import write_shards
 
-CONFIG = ShardConfig(
-    sample_rate_hz=16000, max_samples_per_shard=3, min_duration_s=0.2, max_duration_s=2.0, max_reject_rate=0.5
-)
+CONFIG = replace(SHARDING, max_samples_per_shard=3, max_duration_s=2.0, max_reject_rate=0.5)
 REASONS = ("missing", "empty", "unreadable", "non-finite", "too short", "too long", "silent")
 
 
@@ -76,10 +75,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_the_bytes_do_not_depend_on_the_run_the_processes_or_the_order(mini_corpus, mini_shards, out, processes):
-    config = ShardConfig(
-        **{**vars(CONFIG), "max_samples_per_shard": 40, "max_duration_s": 60.0, "max_reject_rate": 0.0}
-    )
-    write_shards(reversed(mini_corpus[1]), out, config, processes)
+    shard(reversed(mini_corpus[1]), out, SHARDING, processes)
     assert files(out) == files(mini_shards)
 
 
@@ -87,14 +83,15 @@ def test_index_rows_point_at_the_flac_bytes_and_equal_the_json_of_the_tar(mini_s
     index = ShardIndex(mini_shards)
     assert len(index) == 168
     seen = set()
-    for shard in sorted(mini_shards.glob("*.tar")):
-        with tarfile.open(shard) as tar:
+    for tar_path in sorted(mini_shards.glob("*.tar")):
+        with tarfile.open(tar_path) as tar:
             members = {member.name: tar.extractfile(member).read() for member in tar}
-        for number in np.flatnonzero(np.array(index.table["shard"]) == shard.name):
+        for number in np.flatnonzero(np.array(index.column("shard").to_pylist()) == tar_path.name):
             row = index.row(int(number))
             assert index.read_flac(int(number)) == members[f"{row['key']}.flac"]
-            location = {name: row.pop(name) for name in ("shard", "byte_offset", "byte_length")}
+            location = {name: row.pop(name) for name in ("shard", "byte_offset", "byte_length", "metadata_length")}
             assert location["byte_length"] == len(members[f"{row['key']}.flac"])
+            assert location["metadata_length"] == len(members[f"{row['key']}.json"])
             assert json.loads(members[f"{row['key']}.json"]) == row
             seen.add(row["key"])
         assert len(members) <= 2 * 40
@@ -105,7 +102,7 @@ def test_the_webdataset_library_reads_the_shards(mini_shards):
     index = ShardIndex(mini_shards)
     shards = [str(path) for split in SPLITS for path in sorted(mini_shards.glob(f"{split}-*.tar"))]
     samples = list(webdataset.WebDataset(shards, shardshuffle=False))
-    assert [sample["__key__"] for sample in samples] == index.table["key"].to_pylist()
+    assert [sample["__key__"] for sample in samples] == index.column("key").to_pylist()
     for number in range(0, len(index), 20):
         assert samples[number]["flac"] == index.read_flac(number)
         assert json.loads(samples[number]["json"])["transcript"] == index.row(number)["transcript"]
@@ -113,7 +110,7 @@ def test_the_webdataset_library_reads_the_shards(mini_shards):
 
 def test_clips_keep_their_metadata_and_their_sound(mini_corpus, mini_shards):
     index, known = ShardIndex(mini_shards), {u.key: u for u in mini_corpus[1]}
-    assert sorted(index.table["key"].to_pylist()) == sorted(known)
+    assert sorted(index.column("key").to_pylist()) == sorted(known)
     for number in range(0, len(index), 12):
         row, wave = index.row(number), index.read_clip(number)
         original = known[row["key"]]
@@ -153,9 +150,11 @@ def test_the_summary_counts_and_hashes_what_is_there(mini_shards):
     index = ShardIndex(mini_shards)
     assert (summary["clips"], summary["rejected"], summary["reject_reasons"]) == (168, 0, {})
     assert summary["index_sha256"] == index.sha256 == sha256_file(mini_shards / "index.parquet")
-    assert summary["shard_sha256"] == {path.name: sha256_file(path) for path in mini_shards.glob("*.tar")}
+    tars = {path.name: (path.stat().st_size, sha256_file(path)) for path in mini_shards.glob("*.tar")}
+    assert {name: (shard["bytes"], shard["sha256"]) for name, shard in summary["shards"].items()} == tars
+    assert sum(shard["clips"] for shard in summary["shards"].values()) == 168
     for split in SPLITS:
-        rows = [row for row in index.table.to_pylist() if row["split"] == split]
+        rows = [row for row in index.take(range(len(index))).to_pylist() if row["split"] == split]
         hours = sum(row["num_samples"] for row in rows) / 16000 / 3600
         assert summary["splits"][split]["clips"] == len(rows)
         assert summary["splits"][split]["speakers"] == len({row["speaker"] for row in rows})
@@ -168,7 +167,7 @@ def test_view_selects_by_split_and_caption_set(tmp_path, good, out):
     for number, (split, names) in enumerate(sets):
         captions = tuple(Caption(name, f"{name}.") for name in names)
         good[number] = utterance(good[number].audio, f"clip-{number}", split=split, captions=captions)
-    write_shards(good[: len(sets)], out, CONFIG, 1)
+    shard(good[: len(sets)], out, CONFIG, 1)
     index = ShardIndex(out)
     for split in SPLITS:
         for caption_set in CAPTION_SETS:
@@ -184,31 +183,31 @@ def test_view_selects_by_split_and_caption_set(tmp_path, good, out):
 
 
 def test_every_bad_clip_is_rejected_with_its_reason_and_the_good_ones_stay(good, bad, out):
-    summary = write_shards(good + bad, out, CONFIG, 2)
+    summary = shard(good + bad, out, CONFIG, 2)
     assert (summary["clips"], summary["rejected"]) == (8, len(REASONS))
     assert summary["reject_reasons"] == dict.fromkeys(sorted(REASONS), 1)
     rejects = [json.loads(line) for line in (out / "rejects.jsonl").read_text().splitlines()]
     assert {(r["key"], r["reason"]) for r in rejects} == {(u.key, r) for u, r in zip(bad, REASONS, strict=True)}
     assert all(reject["detail"] and Path(reject["audio"]).suffix == ".wav" for reject in rejects)
-    assert sorted(ShardIndex(out).table["key"].to_pylist()) == [u.key for u in good]
+    assert sorted(ShardIndex(out).column("key").to_pylist()) == [u.key for u in good]
 
 
 def test_the_duration_bounds_are_inside(tmp_path, out):
     for seconds in (0.2, 2.0):
         soundfile.write(tmp_path / f"{seconds}.wav", noise(seconds), 16000)
     clips = [utterance(tmp_path / f"{seconds}.wav", f"clip-{number}") for number, seconds in enumerate((0.2, 2.0))]
-    assert write_shards(clips, out, CONFIG, 1)["clips"] == 2
+    assert shard(clips, out, CONFIG, 1)["clips"] == 2
 
 
 @pytest.mark.parametrize(("rate", "fails"), [(0.0, True), (1 / 10, True), (1 / 9, False), (1.0, False)])
 def test_more_rejects_than_allowed_fail_by_clip_and_reason(good, bad, out, rate, fails):
-    config = ShardConfig(**{**vars(CONFIG), "max_reject_rate": rate})
+    config = replace(CONFIG, max_reject_rate=rate)
     clips = [*good, bad[REASONS.index("too short")]]
     if not fails:
-        assert write_shards(clips, out, config, 1)["rejected"] == 1
+        assert shard(clips, out, config, 1)["rejected"] == 1
         return
     with pytest.raises(PsclapError, match=r"1 of 9 clips rejected \(too short 1\)") as error:
-        write_shards(clips, out, config, 1)
+        shard(clips, out, config, 1)
     assert "bad-too-short" in str(error.value)
     assert bad[REASONS.index("too short")].audio in str(error.value)
     assert "max_reject_rate" in str(error.value)
@@ -217,7 +216,7 @@ def test_more_rejects_than_allowed_fail_by_clip_and_reason(good, bad, out, rate,
 
 def test_a_corpus_without_one_usable_clip_fails_at_any_rate(bad, out):
     with pytest.raises(PsclapError, match="7 of 7 clips rejected"):
-        write_shards(bad, out, ShardConfig(**{**vars(CONFIG), "max_reject_rate": 1.0}), 1)
+        shard(bad, out, replace(CONFIG, max_reject_rate=1.0), 1)
 
 
 @pytest.mark.parametrize(
@@ -226,7 +225,7 @@ def test_a_corpus_without_one_usable_clip_fails_at_any_rate(bad, out):
         ({"key": "good-1"}, "1 keys occur twice, such as 'good-1'"),
         ({"key": "good.0"}, "key 'good.0' cannot name a file"),
         ({"key": "good/0"}, "key 'good/0' cannot name a file"),
-        ({"key": "k" * 91}, "at most 90 bytes"),
+        ({"key": "k" * 91}, "1 to 90 bytes"),
         ({"captions": ()}, "'good-0' has no caption"),
         ({"captions": (Caption("combined", " \n"),)}, "'good-0' has no caption"),
         ({"intrinsic_tags": ("raspyy",)}, "unknown tag 'raspyy'.*did you mean raspy"),
@@ -236,13 +235,30 @@ def test_a_corpus_without_one_usable_clip_fails_at_any_rate(bad, out):
 def test_an_utterance_that_breaks_a_rule_is_named_before_anything_is_written(good, out, changes, said):
     good[0] = utterance(**{"path": good[0].audio, "key": "good-0", **changes})
     with pytest.raises(PsclapError, match=said):
-        write_shards(good, out, CONFIG, 1)
+        shard(good, out, CONFIG, 1)
     assert not list(out.iterdir())
 
 
 def test_an_empty_corpus_is_refused(out):
     with pytest.raises(PsclapError, match="the corpus has no utterances"):
-        write_shards([], out, CONFIG, 1)
+        shard([], out, CONFIG, 1)
+
+
+def test_an_index_of_several_row_groups_reads_like_one_of_one(mini_corpus, mini_shards, out, monkeypatch):
+    """A million clips are in fifteen groups, which have dictionaries of their own."""
+    monkeypatch.setattr(writer, "_ROWS_PER_GROUP", 50)
+    shard(mini_corpus[1], out, SHARDING)
+    assert pq.ParquetFile(out / "index.parquet").num_row_groups == 4
+    several, one = ShardIndex(out), ShardIndex(mini_shards)
+    for name in ("key", "split", "shard", "intrinsic_tags", "captions.list.element.set", "num_samples"):
+        assert several.column(name).to_pylist() == one.column(name).to_pylist()
+    numbers = [3, 49, 50, 51, 160]
+    assert several.take(numbers).to_pylist() == [one.row(number) for number in numbers]
+    for split, caption_set in (("train", "intrinsic"), ("test", "combined")):
+        views = [index.view(split, caption_set) for index in (several, one)]
+        assert views[0].rows.tolist() == views[1].rows.tolist()
+        assert several.captions(views[0]).to_pylist() == one.captions(views[1]).to_pylist()
+    assert [several.place(number) for number in range(168)] == [one.place(number) for number in range(168)]
 
 
 @pytest.mark.parametrize("name", ["index.parquet", "summary.json"])
@@ -250,6 +266,22 @@ def test_an_incomplete_folder_is_refused(damaged, name):
     (damaged / name).unlink()
     with pytest.raises(PsclapError, match=r"no shards in .*damaged: .* is missing; run `dvc repro shard`"):
         ShardIndex(damaged)
+
+
+@pytest.mark.parametrize("summary", ["[]", "{}", '{"shards": 3}', '{"shards": {"a.tar": 5}, "sample_rate_hz": 16000}'])
+def test_a_summary_of_another_version_is_refused(damaged, summary):
+    (damaged / "summary.json").write_text(summary)
+    with pytest.raises(PsclapError, match=r"summary\.json of .* is not of this version .*; rebuild it with"):
+        ShardIndex(damaged)
+
+
+def test_shards_may_be_links(mini_shards, tmp_path):
+    """As DVC makes them where its cache is on another disk."""
+    for path in mini_shards.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    index = ShardIndex(tmp_path)
+    index.store.check_files()
+    assert index.read_flac(3) == ShardIndex(mini_shards).read_flac(3)
 
 
 def test_an_index_of_other_columns_is_refused(damaged):

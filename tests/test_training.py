@@ -41,8 +41,9 @@ def mini(params_mapping: dict[str, Any], shards: Path, variant: str = "intrinsic
     if changes.pop("wavlm", False):
         speech = EncoderConfig(pooling="mean", config=WAVLM)
         model = dataclasses.replace(model, speech=speech, normalise_audio=True)
-    settings = {"global_batch_size": 16, "rare_block_size": 4, "max_steps": 6, "validate_every": 2, "log_every": 1}
-    config: TrainConfig = dataclasses.replace(params.train[variant], **{**settings, **changes})
+    settings = {"global_batch_size": 16, "max_steps": 6, "validate_every": 2, "log_every": 1}
+    sampling = dataclasses.replace(params.train[variant].sampling, rare_block_size=4)
+    config: TrainConfig = dataclasses.replace(params.train[variant], sampling=sampling, **{**settings, **changes})
     return Training(shards, model, config, seed=7)
 
 

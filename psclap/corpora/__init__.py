@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from psclap.corpora.demo import Demo
+from psclap.corpora.manifest import Manifest
 from psclap.corpora.paraspeechcaps import ParaSpeechCaps
+from psclap.corpora.several import Several
+from psclap.corpora.webdataset import WebDataset
 from psclap.errors import ConfigError
 from psclap.schema import Utterance
 from psclap.strict import from_mapping
@@ -26,11 +29,14 @@ class Corpus(Protocol):
 CORPORA: dict[str, type[Corpus]] = {
     "demo": Demo,
     "paraspeechcaps": ParaSpeechCaps,
+    "manifest": Manifest,
+    "webdataset": WebDataset,
+    "several": Several,
 }
 
 
-def build_corpus(name: str, options: Mapping[str, Any]) -> Corpus:
+def build_corpus(name: str, options: Mapping[str, Any], where: str = "corpus") -> Corpus:
     """The corpus of this name; raises ConfigError for an unknown name, and for options that break a rule."""
     if name not in CORPORA:
-        raise ConfigError(f"corpus.name: {name!r} is not a corpus; known corpora: {', '.join(CORPORA)}")
-    return from_mapping(CORPORA[name], options, "corpus.options")
+        raise ConfigError(f"{where}.name: {name!r} is not a corpus; known corpora: {', '.join(CORPORA)}")
+    return from_mapping(CORPORA[name], options, f"{where}.options")

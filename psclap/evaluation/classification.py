@@ -19,7 +19,11 @@ from psclap.tags import ATTRIBUTES, default_prompt
 
 @dataclass(frozen=True)
 class ClassificationSet:
-    """The clips that carry exactly one candidate of an attribute, and which one."""
+    """The clips that are labelled with a candidate of an attribute, and which one.
+
+    A clip's labels are its `classification_tags`; without them, all its tags. It counts where one of them is a
+    candidate, and no other.
+    """
 
     attribute: str
     candidates: tuple[str, ...]
@@ -37,11 +41,12 @@ class ClassificationSet:
         if attribute not in ATTRIBUTES:
             raise PsclapError(f"evaluate.attributes: unknown attribute {attribute!r}; known: {', '.join(ATTRIBUTES)}")
         carried: dict[int, str] = {}
-        for number in np.flatnonzero(index.table["split"].to_numpy() == split):
-            row = index.row(int(number))
-            tags = set(row["intrinsic_tags"] + row["situational_tags"]) & set(ATTRIBUTES[attribute])
-            if len(tags) == 1:
-                carried[int(number)] = tags.pop()
+        rows = index.rows_of(split)
+        table = index.take(rows, ["intrinsic_tags", "situational_tags", "classification_tags"])
+        for number, row in zip(rows.tolist(), table.to_pylist(), strict=True):
+            labels = row["classification_tags"] or row["intrinsic_tags"] + row["situational_tags"]
+            if len(tags := {*labels} & {*ATTRIBUTES[attribute]}) == 1:
+                carried[number] = tags.pop()
         candidates = tuple(tag for tag in ATTRIBUTES[attribute] if tag in set(carried.values()))
         if len(candidates) < 2:
             raise PsclapError(

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from psclap.files import write_json
+from psclap.markdown import table
 
 _SHOWN = ("R@1", "R@5", "R@10", "median_rank", "mean_rank")
 _DIRECTIONS = ("audio_to_text", "text_to_audio")
@@ -70,7 +71,7 @@ def summary_table(numbers: Mapping[str, Mapping[str, Any]]) -> str:
     first = next(iter(numbers.values()))
     sets = [name for name in first if name != "classification"]
     lines = ["Retrieval, speech to caption, R@1 / R@10 in %:", ""]
-    lines += _table(
+    lines += table(
         ["variant", *(f"{name} set" for name in sets)],
         [[variant, *(_pair(entry[name]["audio_to_text"], "") for name in sets)] for variant, entry in numbers.items()]
         + [
@@ -80,7 +81,7 @@ def summary_table(numbers: Mapping[str, Mapping[str, Any]]) -> str:
     )
     attributes = list(first["classification"])
     lines += ["", "Zero-shot classification, UAR in %:", ""]
-    lines += _table(
+    lines += table(
         ["variant", *attributes],
         [
             [variant, *(f"{100 * entry['classification'][name]['UAR']:.1f}" for name in attributes)]
@@ -96,15 +97,6 @@ def summary_table(numbers: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _pair(scores: Mapping[str, float], prefix: str) -> str:
     return f"{100 * scores[f'{prefix}R@1']:.1f} / {100 * scores[f'{prefix}R@10']:.1f}"
-
-
-def _table(header: list[str], rows: list[list[str]]) -> list[str]:
-    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
-        for row in [header, *rows]
-    ]
-    return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]
 
 
 def write_report(folder: Path, title: str, results: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from psclap import metrics
 from psclap.schema import CaptionSet, Split
-from psclap.shards.index import ShardIndex, captions_of
+from psclap.shards.index import ShardIndex
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class RetrievalSet:
     @classmethod
     def of(cls, index: ShardIndex, split: Split, caption_set: CaptionSet) -> RetrievalSet:
         """The test set of one split and caption set."""
-        rows = index.view(split, caption_set).rows
-        of_clip = [captions_of(index.row(int(row)), caption_set) for row in rows]
+        view = index.view(split, caption_set)
+        rows, of_clip = view.rows, index.captions(view).to_pylist()
         captions = sorted({text for texts in of_clip for text in texts})
         number_of = {text: number for number, text in enumerate(captions)}
         is_right = np.zeros((len(rows), len(captions)), bool)

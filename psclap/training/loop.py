@@ -16,15 +16,13 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from psclap import distributed
-from psclap.config import TrainConfig
 from psclap.embedding import Embedder
 from psclap.errors import PsclapError
 from psclap.evaluation.retrieval import RetrievalSet, retrieval
-from psclap.loader import Loader, Position
-from psclap.sampling import Balance, EpochPlan, class_balance
+from psclap.loader import Loader, Position, check_cache, check_share
 from psclap.shards.index import ShardIndex
-from psclap.tags import VOCABULARY
 from psclap.training.checkpoint import Progress, load_trainer_state, save_checkpoint
+from psclap.training.data import build_stream, carried_tags, check_plans, check_tags, total_steps
 from psclap.training.optim import build_optimizer, learning_rate
 from psclap.training.spec import Training, build_training_model
 from psclap.training.task import ContrastiveTask
@@ -40,19 +38,13 @@ OnCheckpoint = Callable[[Path | None, Mapping[str, float]], None]
 def check_training(training: Training, index: ShardIndex, workers: int) -> None:
     """Raises PsclapError for data, batch size and workers that do not go together."""
     config = training.train
-    _check_workers(config, workers)
-    views = [index.view("train", name) for name in config.caption_sets]
+    check_share(config.global_batch_size, workers)
+    stream = build_stream(config, index, training.seed)
+    check_tags(config, carried_tags(index, stream.views))
     index.view("val", config.validation_set)
-    _balance_and_tags(config, index, views)
-    EpochPlan([len(view.rows) for view in views], config.global_batch_size, training.seed, epoch=0)
-
-
-def _check_workers(config: TrainConfig, workers: int) -> None:
-    if config.global_batch_size % workers:
-        raise PsclapError(
-            f"train.*.global_batch_size {config.global_batch_size} must be divisible by the {workers} workers; "
-            "change it, or the number of workers (resources)"
-        )
+    check_plans(config, stream)
+    check_cache(stream)
+    index.store.check_files()
 
 
 def train(
@@ -69,21 +61,20 @@ def train(
     """
     config = training.train
     device = device or torch.device("cpu")
-    index = ShardIndex(training.shards)
-    _check_workers(config, distributed.world_size())
+    index = training.open_index()
     trainer = Trainer(training, index, device, tracker)
     progress = trainer.resume(resume_from) if resume_from else Progress(0, Position(), {}, {})
     loader = trainer.loader(progress.position)
-    total_steps = _total_steps(config, loader)
+    num_steps = total_steps(config, trainer.stream)
     if distributed.rank() == 0 and not resume_from:
         model = {f"model.{name}": value for name, value in asdict(training.model).items()}
         tracker.params(
-            {**asdict(config), **model, "total_steps": total_steps, "seed": training.seed, **_sizes(trainer)}
+            {**_flat(asdict(config)), **model, "total_steps": num_steps, "seed": training.seed, **_sizes(trainer)}
         )
-    if progress.step >= total_steps:
+    if progress.step >= num_steps:
         return
     with contextlib.closing(iter(loader)) as batches:  # type: ignore[type-var]
-        trainer.run(batches, progress.step, total_steps, on_checkpoint)
+        trainer.run(batches, progress.step, num_steps, on_checkpoint)
 
 
 class Trainer:
@@ -92,13 +83,12 @@ class Trainer:
     def __init__(self, training: Training, index: ShardIndex, device: torch.device, tracker: Tracker):
         self.training, self.config, self.index = training, training.train, index
         self.device, self.tracker = device, tracker
-        self.views = [index.view("train", name) for name in self.config.caption_sets]
-        self.balance, self.tags = _balance_and_tags(self.config, index, self.views)
+        self.stream = build_stream(self.config, index, training.seed)
         self.validation = RetrievalSet.of(index, "val", self.config.validation_set)
         model, processor = build_training_model(training, index)
         if self.config.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        self.task = ContrastiveTask(model, processor, self.config, self.tags).to(device)
+        self.task = ContrastiveTask(model, processor, self.config, carried_tags(index, self.stream.views)).to(device)
         self.optimizer = build_optimizer(model, self.config)
         self.identity = training.identity(index)
         ids = [device.index] if device.type == "cuda" else None
@@ -111,14 +101,12 @@ class Trainer:
 
     def loader(self, position: Position) -> Loader:
         return Loader(
-            self.index,
-            self.views,
-            self.task,
-            global_batch_size=self.config.global_batch_size,
+            self.stream,
+            self.task.collator(),
             max_crop_s=self.config.max_crop_s,
-            seed=self.training.seed,
-            balance=self.balance,
+            loading=self.training.loading,
             position=position,
+            pin_memory=self.device.type == "cuda",
         )
 
     def run(self, batches: Any, first_step: int, total_steps: int, on_checkpoint: OnCheckpoint) -> None:
@@ -205,24 +193,13 @@ class _Meter:
         return figures
 
 
-def _balance_and_tags(config: TrainConfig, index: ShardIndex, views: Any) -> tuple[Balance | None, list[str]]:
-    """Class balance where it is asked for, and the tags that the training clips carry."""
-    rows = np.concatenate([view.rows for view in views])
-    tags_of_row = index.table["intrinsic_tags"].take(rows).to_pylist()
-    carried = {tag for tags in tags_of_row for tag in tags}
-    if config.tag_loss_weight and not carried:
-        raise PsclapError("train.*.tag_loss_weight is positive, and no training clip has an intrinsic tag; set it to 0")
-    balance = None
-    if config.class_balanced:
-        balance = class_balance(tags_of_row, config.rare_below_share, config.min_rare_samples, config.rare_block_size)
-    return balance, [tag for tag in VOCABULARY if tag in carried]
-
-
-def _total_steps(config: TrainConfig, loader: Loader) -> int:
-    if config.max_steps is not None:
-        return config.max_steps
-    assert config.max_epochs is not None  # TrainConfig has checked it
-    return sum(len(loader.plan(epoch)) for epoch in range(config.max_epochs))
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Sections within sections as dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        inner = _flat(value) if isinstance(value, Mapping) else {"": value}
+        flat |= {f"{name}.{key}".rstrip("."): item for key, item in inner.items()}
+    return flat
 
 
 def _sizes(trainer: Trainer) -> dict[str, int]:
@@ -230,7 +207,7 @@ def _sizes(trainer: Trainer) -> dict[str, int]:
     return {
         "parameters": sum(p.numel() for p in parameters),
         "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
-        "train_examples": sum(len(view.rows) for view in trainer.views),
+        "train_examples": len(trainer.stream.examples),
     }
 
 

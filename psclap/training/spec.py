@@ -4,25 +4,34 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from psclap.config import ModelConfig, TrainConfig
+from psclap.config import LoadingConfig, ModelConfig, TrainConfig
 from psclap.models import ParaSpeechCLAPModel, ParaSpeechCLAPProcessor
 from psclap.models.build import build_model
+from psclap.shards.cache import FileCache, cache_folder
 from psclap.shards.index import ShardIndex
 from psclap.tags import VOCABULARY, training_prompts
 
 
 @dataclass(frozen=True)
 class Training:
-    """What a training is of: the shards, the model and the variant's configuration, the seed."""
+    """What a training is of: the shards (a folder or URL), the model and the variant's configuration, the seed.
 
-    shards: Path
+    `loading` says how its batches are loaded, which does not change them.
+    """
+
+    shards: Path | str
     model: ModelConfig
     train: TrainConfig
     seed: int
+    loading: LoadingConfig = field(default_factory=LoadingConfig)
+
+    def open_index(self) -> ShardIndex:
+        """The index of the shards. Raises PsclapError where there is none."""
+        return ShardIndex(self.shards, FileCache(cache_folder(), round(self.loading.shard_cache_gb * 1e9)))
 
     def identity(self, index: ShardIndex) -> dict[str, str]:
         """Hashes of what must stay the same for a checkpoint to be continued."""
@@ -36,7 +45,7 @@ def build_training_model(training: Training, index: ShardIndex) -> tuple[ParaSpe
     """The model and processor as they are before the first step."""
     if training.model.text.pretrained is not None:  # it brings its tokenizer: no text is needed
         return build_model(training.model, [], index.sample_rate_hz, training.seed)
-    in_train = index.table.filter(index.table["split"].to_numpy() == "train")
+    in_train = index.take(index.rows_of("train"), ["captions"])
     captions = (caption["text"] for row in in_train["captions"].to_pylist() for caption in row)
     prompts = (prompt for tag in VOCABULARY for prompt in training_prompts(tag))
     return build_model(training.model, [*captions, *prompts], index.sample_rate_hz, training.seed)

@@ -1,0 +1,153 @@
+"""Bytes by location: a local path, or a URL of any file system that fsspec knows (s3://, gs://, https://).
+
+A reference to audio is a location, or a location with a byte range, `LOCATION#bytes=OFFSET+LENGTH`: a member of
+a tar file, read without the rest of it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from psclap.errors import PsclapError
+from psclap.files import atomic_file
+
+_BYTE_RANGE = re.compile(r"(?P<location>.+)#bytes=(?P<offset>\d+)\+(?P<length>\d+)")
+
+
+def is_remote(location: str | Path) -> bool:
+    """Whether a location is a URL.
+
+    >>> is_remote("s3://bucket/shards"), is_remote("/data/shards")
+    (True, False)
+    """
+    return "://" in str(location)
+
+
+def join(location: str | Path, name: str) -> str:
+    """A name inside a folder, local or remote.
+
+    >>> join("s3://bucket/shards/", "index.parquet")
+    's3://bucket/shards/index.parquet'
+    """
+    return f"{str(location).rstrip('/')}/{name}"
+
+
+def byte_range(location: str | Path, offset: int, length: int) -> str:
+    """The reference to `length` bytes of a file.
+
+    >>> byte_range("a.tar", 512, 100)
+    'a.tar#bytes=512+100'
+    """
+    return f"{location}#bytes={offset}+{length}"
+
+
+def parse_reference(reference: str | Path) -> tuple[str, int, int | None]:
+    """(location, offset, length) of a reference; length None is the whole file.
+
+    >>> parse_reference("a.tar#bytes=512+100"), parse_reference("a.wav")
+    (('a.tar', 512, 100), ('a.wav', 0, None))
+    """
+    match = _BYTE_RANGE.fullmatch(str(reference))
+    if match is None:
+        return str(reference), 0, None
+    return match["location"], int(match["offset"]), int(match["length"])
+
+
+def read(reference: str | Path) -> bytes:
+    """The bytes that a reference points at.
+
+    Raises FileNotFoundError where there is no such file, PsclapError where it cannot be read or is shorter than
+    the byte range.
+    """
+    location, offset, length = parse_reference(reference)
+    with reaching(location):
+        data = _read_remote(location, offset, length) if is_remote(location) else _read_local(location, offset, length)
+    if length is not None and len(data) != length:
+        raise PsclapError(f"{location} is cut off: {len(data)} of the {length} bytes at offset {offset} are there")
+    return data
+
+
+def _read_local(path: str, offset: int, length: int | None) -> bytes:
+    with open(path, "rb") as stream:
+        if length is None:
+            return stream.read()
+        return os.pread(stream.fileno(), length, offset)
+
+
+def _read_remote(url: str, offset: int, length: int | None) -> bytes:
+    filesystem, path = resolve(url)
+    if length is None:  # asked for by a range, an empty file is an error on S3
+        return filesystem.cat_file(path)
+    return filesystem.cat_file(path, start=offset, end=offset + length)
+
+
+@contextmanager
+def reaching(location: str | Path) -> Iterator[None]:
+    """Makes what a file system raises a PsclapError that names the location; FileNotFoundError stays as it is."""
+    try:
+        yield
+    except (FileNotFoundError, PsclapError):
+        raise
+    except Exception as error:  # the packages for remotes have errors of their own, such as for credentials
+        if not isinstance(error, OSError) and not is_remote(location):
+            raise
+        raise PsclapError(f"cannot reach {location}: {getattr(error, 'strerror', None) or error}") from error
+
+
+@contextmanager
+def writing(location: str | Path) -> Iterator[Path]:
+    """Yields a local path to write to; on success its content stands at `location`, whole, else nothing does."""
+    if not is_remote(location):
+        with atomic_file(location) as partial:
+            yield partial
+        return
+    with tempfile.TemporaryDirectory(prefix="psclap-") as folder:
+        path = Path(folder) / "file"
+        yield path
+        with reaching(location):
+            filesystem, target = resolve(location)
+            try:
+                filesystem.put_file(str(path), target)
+            except FileNotFoundError as error:  # of the bucket
+                raise PsclapError(f"cannot write {location}: {error}; make the bucket, or correct the URL") from error
+
+
+def sizes(folder: str | Path) -> dict[str, int]:
+    """The bytes of every file right in a folder, by name; none where there is no such folder."""
+    try:
+        with reaching(folder):
+            if not is_remote(folder):  # links, which DVC may make of files, count as the files
+                return {entry.name: entry.stat().st_size for entry in os.scandir(folder) if entry.is_file()}
+            filesystem, path = resolve(folder)
+            filesystem.invalidate_cache()
+            listed = filesystem.ls(path, detail=True)
+    except FileNotFoundError:
+        return {}
+    return {entry["name"].rstrip("/").rsplit("/", 1)[-1]: entry["size"] for entry in listed if entry["type"] == "file"}
+
+
+def remove(location: str | Path) -> None:
+    """Removes a file, or a folder with what is in it; it may be absent."""
+    with reaching(location):
+        filesystem, path = resolve(location)
+        if filesystem.exists(path):
+            filesystem.rm(path, recursive=True)
+
+
+def resolve(location: str | Path) -> tuple[Any, str]:
+    """The fsspec file system of a location, and the path on it.
+
+    Raises PsclapError for a protocol that fsspec does not know, or whose package is not installed.
+    """
+    import fsspec
+
+    try:
+        return fsspec.core.url_to_fs(str(location))
+    except (ImportError, ValueError) as error:
+        raise PsclapError(f"cannot reach {location}: {error}") from error
