@@ -78,7 +78,6 @@ class Row:
     resume_s: list[float] = field(default_factory=list)
     exact: bool = True
     memory: dict[str, Any] = field(default_factory=dict)
-    missing: str = ""
 
 
 def main() -> None:
@@ -109,16 +108,15 @@ def measure(setting: Setting, arguments: argparse.Namespace) -> dict[str, Row]:
         _run(Job("mds", "streaming", setting, {}), arguments)
     with tempfile.TemporaryDirectory() as scratch:
         next_captions = {}
-        for name, row in rows.items():
+        for name in rows:
             # Rounded down to whole turns of the loader processes: after a resume, process 0 is the first to deliver.
             step = int(arguments.resume_at * (setting.num_clips // setting.batch_size))
             step -= step % max(1, setting.num_workers)
             options = {"step": step, "state_file": f"{scratch}/{name}.json"}
             saved = _run(Job("save", name, setting, options), arguments)
-            row.missing, next_captions[name] = saved.get("missing", ""), saved.get("captions")
-        present = [name for name, row in rows.items() if not row.missing]
+            next_captions[name] = saved["captions"]
         for number in range(arguments.passes):
-            for name in _turn(present, number):
+            for name in _turn(list(rows), number):
                 row = rows[name]
                 speed_options = {"warmup": arguments.warmup, "batches": arguments.batches}
                 speed = _run(Job("speed", name, setting, speed_options), arguments)
@@ -127,14 +125,14 @@ def measure(setting: Setting, arguments: argparse.Namespace) -> dict[str, Row]:
                 resumed = _run(Job("resume", name, setting, {"state_file": f"{scratch}/{name}.json"}), arguments)
                 row.resume_s.append(resumed["resume_s"])
                 row.exact &= resumed["captions"] == next_captions[name]
-        for name in present:
-            rows[name].memory = _run(Job("memory", name, setting, {"epochs": arguments.epochs}), arguments)
+        for name, row in rows.items():
+            row.memory = _run(Job("memory", name, setting, {"epochs": arguments.epochs}), arguments)
     return rows
 
 
 def _turn(names: Sequence[str], number: int) -> list[str]:
     """The names, another one first in each pass."""
-    first = number % len(names) if names else 0
+    first = number % len(names)
     return [*names[first:], *names[:first]]
 
 
@@ -157,14 +155,12 @@ def _run(job: Job, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def table_lines(data: str, num_workers: int, rows: dict[str, Row]) -> Iterator[str]:
     """A Markdown line per system; ratios are to psclap's row, where it is there."""
-    ours = rows.get(_OURS, Row(missing="not run"))
+    ours = rows.get(_OURS, Row())
     for name, row in rows.items():
         yield "| " + " | ".join([data, str(num_workers), name, *_cells(row, ours)]) + " |"
 
 
 def _cells(row: Row, ours: Row) -> list[str]:
-    if row.missing:
-        return [row.missing, *[""] * 9]
     memory, epochs = row.memory, row.memory["epoch_mib"]
     compared = bool(ours.memory) and row is not ours
     return [

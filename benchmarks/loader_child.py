@@ -110,10 +110,7 @@ def main() -> None:
     system = SYSTEMS[job.system]
     system.load()
     functions = {"mds": mds, "speed": speed, "save": save, "resume": resume, "memory": memory}
-    try:
-        result = functions[job.what](system, job.setting, **job.options)
-    except NotImplementedError as error:
-        result = {"missing": str(error)}
+    result = functions[job.what](system, job.setting, **job.options)
     print("\n" + json.dumps(result), flush=True)
 
 

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from itertools import islice
@@ -149,7 +149,25 @@ class _CropCollator:
         return collate(examples)
 
 
-class WebDataset:
+class _Counting:
+    """A loader that saves nothing itself: its state is how many batches it has delivered."""
+
+    _loader: Iterable[Batch]
+    _step: int
+
+    def batches(self) -> Iterator[Batch]:
+        """Epoch after epoch, without end."""
+        while True:
+            for batch in self._loader:
+                self._step += 1
+                yield batch
+
+    def state(self) -> dict[str, Any]:
+        """The number of batches; true in the first epoch."""
+        return {"step": self._step}
+
+
+class WebDataset(_Counting):
     """The webdataset library on the tars that ours reads; shuffles shards, and samples in a buffer."""
 
     def __init__(self, setting: Setting, state: dict[str, Any] | None):
@@ -183,17 +201,6 @@ class WebDataset:
     def _example(self, sample: dict[str, Any]) -> Example:
         row = json.loads(sample["json"])
         return Example(decode_crop(sample["flac"], row["num_samples"], self._setting.crop), row["captions"][0]["text"])
-
-    def batches(self) -> Iterator[Batch]:
-        """Epoch after epoch, without end."""
-        while True:
-            for batch in self._loader:
-                self._step += 1
-                yield batch
-
-    def state(self) -> dict[str, Any]:
-        """The number of batches; true in the first epoch."""
-        return {"step": self._step}
 
 
 def import_streaming() -> types.ModuleType:
@@ -246,12 +253,12 @@ def _decoding(base: type, crop: int) -> type:
     return Crops
 
 
-class PlainFiles:
+class PlainFiles(_Counting):
     """FLAC files behind a DataLoader: each is decoded whole, then cropped."""
 
     def __init__(self, setting: Setting, state: dict[str, Any] | None):
         dataset = _Files(setting.folder, setting.crop)
-        self._batch_size, self._step = setting.batch_size, state["step"] if state else 0
+        self._step = state["step"] if state else 0
         self._loader = torch.utils.data.DataLoader(
             dataset,
             batch_size=setting.batch_size,
@@ -265,17 +272,6 @@ class PlainFiles:
     def load() -> None:
         """Imports the library."""
         import soundfile  # noqa: F401
-
-    def batches(self) -> Iterator[Batch]:
-        """Epoch after epoch, without end."""
-        while True:
-            for batch in self._loader:
-                self._step += 1
-                yield batch
-
-    def state(self) -> dict[str, Any]:
-        """The number of batches; true in the first epoch."""
-        return {"step": self._step}
 
 
 class _Files(torch.utils.data.Dataset):
