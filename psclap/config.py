@@ -143,8 +143,33 @@ class SamplingConfig:
 
 
 @dataclass(frozen=True)
+class ComputeConfig:
+    """How a step is computed; but for rounding, nothing in here changes what it computes.
+
+    `precision` bf16: the encoders under autocast; weights, embeddings and losses stay fp32. `micro_batch_size`: the
+    clips, and the texts, that a worker embeds at a time (gradient caching); null: all of its share at once.
+    """
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
+    gradient_checkpointing: bool = False
+    micro_batch_size: int | None = field(default=None, metadata=at_least(1))
+
+
+_RANKS = ("MRR", "R@1", "R@5", "R@10")
+BEST_METRICS = ("val/UAR", *(f"val/{prefix}{name}" for prefix in ("", "text_to_audio/") for name in _RANKS))
+"""What the best checkpoint can be chosen by: higher is better. Retrieval is speech to caption where not said."""
+
+
+@dataclass(frozen=True)
 class TrainConfig:
-    """One variant's training. Exactly one of `max_steps` and `max_epochs` is given; batches are global."""
+    """One variant's training. Exactly one of `max_steps` and `max_epochs` is given; batches are global.
+
+    `freeze` names parameters, or modules with all of theirs, that keep their weights (`text_model`,
+    `audio_model.feature_extractor`). With `ema_decay`, what is validated and kept as the model is the moving average
+    of the weights. A step whose loss or gradient is not finite is not taken; after `max_skipped_steps` of them the
+    training stops. `patience`: it ends after that many validations without a better `best_metric`.
+    """
 
     caption_sets: tuple[CaptionSet, ...] = field(metadata=not_empty())
     sampling: SamplingConfig
@@ -152,18 +177,26 @@ class TrainConfig:
     max_steps: int | None = field(metadata=at_least(1))
     max_epochs: int | None = field(metadata=at_least(1))
     max_crop_s: float = field(metadata=at_least(0.1))
+    contrastive_loss: Literal["info_nce", "sigmoid"]
+    initial_logit_bias: float | None
     duplicate_captions: Literal["positives", "negatives"]
     tag_loss_weight: float = field(metadata=at_least(0))
+    freeze: tuple[str, ...]
     optimizer: Literal["adam", "adamw"]
     learning_rate: float = field(metadata=above(0))
+    adam_betas: tuple[float, ...]
     weight_decay: float = field(metadata=at_least(0))
     schedule: Literal["constant", "cosine"]
     warmup_steps: int = field(metadata=at_least(0))
     max_grad_norm: float | None = field(metadata=above(0))
-    gradient_checkpointing: bool
+    ema_decay: float | None = field(metadata=between(0, 0.999999))
+    max_skipped_steps: int = field(metadata=at_least(0))
+    compute: ComputeConfig
     log_every: int = field(metadata=at_least(1))
     validate_every: int = field(metadata=at_least(1))
     validation_set: CaptionSet
+    best_metric: str
+    patience: int | None = field(metadata=at_least(1))
 
     def __post_init__(self) -> None:
         if (self.max_steps is None) == (self.max_epochs is None):
@@ -172,6 +205,15 @@ class TrainConfig:
             )
         if len(set(self.caption_sets)) != len(self.caption_sets):
             raise ConfigError(f"caption_sets {list(self.caption_sets)} names a set twice")
+        if (self.initial_logit_bias is None) == (self.contrastive_loss == "sigmoid"):
+            raise ConfigError(
+                f"initial_logit_bias {self.initial_logit_bias}: the sigmoid loss needs one, such as -10.0; "
+                "info_nce has none, leave it null"
+            )
+        if len(self.adam_betas) != 2 or not all(0 <= beta < 1 for beta in self.adam_betas):
+            raise ConfigError(f"adam_betas {list(self.adam_betas)} must be two numbers in [0, 1), such as [0.9, 0.999]")
+        if self.best_metric not in BEST_METRICS:
+            raise ConfigError(f"best_metric {self.best_metric!r} must be one of {', '.join(BEST_METRICS)}")
         sources = len(self.caption_sets) * len(self.sampling.mixing_corpora or (None,))
         if len(self.sampling.mixing_probabilities or range(sources)) != sources:
             raise ConfigError(
@@ -194,13 +236,31 @@ class LoadingConfig:
 
 
 @dataclass(frozen=True)
+class CheckpointConfig:
+    """Checkpoints are written at each validation and, where `every_steps` is given, that often besides.
+
+    Kept are the `keep_last` newest and the `keep_best` best by `train.*.best_metric`.
+    """
+
+    every_steps: int | None = field(default=None, metadata=at_least(1))
+    keep_last: int = field(default=2, metadata=at_least(1))
+    keep_best: int = field(default=1, metadata=at_least(1))
+
+
+@dataclass(frozen=True)
 class ResourcesConfig:
-    """Where there are GPUs, one worker each (`gpu_workers` null: all of them); else `cpu_workers`."""
+    """Where there are GPUs, one worker each (`gpu_workers` null: all of them); else `cpu_workers`.
+
+    A worker that makes no progress for `hang_timeout_s` is ended and the training goes on from its last checkpoint,
+    as after a worker's death; `max_failures` times in all.
+    """
 
     cpu_workers: int = field(metadata=at_least(1))
     threads_per_cpu_worker: int = field(metadata=at_least(1))
     gpu_workers: int | None = field(metadata=at_least(1))
     loading: LoadingConfig
+    checkpoints: CheckpointConfig
+    hang_timeout_s: float = field(metadata=at_least(1))
     max_failures: int = field(metadata=at_least(0))
 
 

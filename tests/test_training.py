@@ -16,7 +16,7 @@ from conftest import WAVLM
 from safetensors.torch import load_file
 
 from psclap import distributed
-from psclap.config import EncoderConfig, ModelConfig, TrainConfig, parse_params
+from psclap.config import ComputeConfig, EncoderConfig, ModelConfig, TrainConfig, parse_params
 from psclap.errors import CheckpointError, PsclapError
 from psclap.loader import Position
 from psclap.shards.index import ShardIndex
@@ -42,6 +42,8 @@ def mini(params_mapping: dict[str, Any], shards: Path, variant: str = "intrinsic
         speech = EncoderConfig(pooling="mean", config=WAVLM)
         model = dataclasses.replace(model, speech=speech, normalise_audio=True)
     settings = {"global_batch_size": 16, "max_steps": 6, "validate_every": 2, "log_every": 1}
+    if "gradient_checkpointing" in changes:
+        changes["compute"] = ComputeConfig(gradient_checkpointing=changes.pop("gradient_checkpointing"))
     sampling = dataclasses.replace(params.train[variant].sampling, rare_block_size=4)
     config: TrainConfig = dataclasses.replace(params.train[variant], sampling=sampling, **{**settings, **changes})
     return Training(shards, model, config, seed=7)

@@ -86,7 +86,7 @@ class Trainer:
         self.stream = build_stream(self.config, index, training.seed)
         self.validation = RetrievalSet.of(index, "val", self.config.validation_set)
         model, processor = build_training_model(training, index)
-        if self.config.gradient_checkpointing:
+        if self.config.compute.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.task = ContrastiveTask(model, processor, self.config, carried_tags(index, self.stream.views)).to(device)
         self.optimizer = build_optimizer(model, self.config)
