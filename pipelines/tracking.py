@@ -16,6 +16,7 @@ from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 
 from psclap.errors import PsclapError
+from psclap.training.tracker import NullTracker
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
@@ -116,7 +117,7 @@ def mlflow_name(name: str) -> str:
     return name.replace("@", "_at_")
 
 
-class MlflowTracker:
+class MlflowTracker(NullTracker):
     """A psclap Tracker that writes to an MLflow run."""
 
     def __init__(self, store: TrackingStore, run_id: str):

@@ -12,13 +12,16 @@ from typing import Any
 
 import psclap
 from pipelines.cluster import console, num_cpus, num_gpus, ray_session
+from pipelines.stopping import RaySignals, StopFlag, run_until_stopped
 from pipelines.tracking import MlflowTracker, TrackingStore
 from psclap.config import ResourcesConfig
 from psclap.errors import PsclapError
 from psclap.files import atomic_folder, write_json
 from psclap.shards.index import ShardIndex
-from psclap.training.loop import SELECTION_METRIC, check_training, train
+from psclap.training.checkpoint import read_progress
+from psclap.training.loop import check_training, train
 from psclap.training.spec import Training
+from psclap.training.store import CheckpointStore
 from psclap.training.tracker import NullTracker, PrintTracker, Tracker, Trackers
 
 _RUN_FILE = "run.json"
@@ -51,7 +54,7 @@ class Trained:
 
 
 def train_variant(run: Run, model_folder: Path) -> Trained:
-    """Trains and leaves the best checkpoint, by SELECTION_METRIC, in `model_folder`.
+    """Trains and leaves the best checkpoint, by `best_metric`, in `model_folder`.
 
     What a restart needs is kept under `run.storage` until `remove_storage`: the same call after a crash or an
     interrupt goes on from the last checkpoint, in the same MLflow run, as long as data, configuration and
@@ -65,10 +68,14 @@ def train_variant(run: Run, model_folder: Path) -> Trained:
         folder = run.storage.absolute() / f"{run.name}-{identity[:12]}"
         run_id = _run_id(run, folder)
         with run.store.running(run_id, tags={"workers": str(workers)}), console() as write:
-            best = _fit(run, folder, run_id, workers, write)
-        with atomic_folder(model_folder) as partial:
-            shutil.copytree(best[0].path, partial, dirs_exist_ok=True)
-    return Trained(run_id, best[1], folder)
+            _fit(run, folder, run_id, workers, write)
+    store = _store(run, folder)
+    best = store.best()
+    with store.reading(best) as checkpoint, atomic_folder(model_folder) as partial:
+        for name in best.files:
+            shutil.copyfile(checkpoint / name, partial / name)
+        progress = read_progress(partial)
+    return Trained(run_id, {"step": progress.step, **progress.metrics}, folder)
 
 
 def _identity(training: Training, index: ShardIndex) -> str:
@@ -108,17 +115,17 @@ def _run_id(run: Run, folder: Path) -> str:
     return run_id
 
 
-def _fit(
-    run: Run, folder: Path, run_id: str, workers: int, write: Callable[[str], None]
-) -> tuple[Any, Mapping[str, float]]:
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
+def _fit(run: Run, folder: Path, run_id: str, workers: int, write: Callable[[str], None]) -> None:
+    """Trains to the end. Raises KeyboardInterrupt where a signal ended it before, with a checkpoint written."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
     from ray.train.torch import TorchConfig, TorchTrainer
 
     use_gpu = num_gpus() > 0
-    threads = run.resources.threads_per_cpu_worker
+    threads, flag = run.resources.threads_per_cpu_worker, StopFlag()
+    worker = {"run": run, "folder": folder, "run_id": run_id, "write": write, "flag": flag}
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"run": run, "run_id": run_id, "threads": None if use_gpu else threads, "write": write},
+        train_loop_config={**worker, "threads": None if use_gpu else threads},
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=workers,
@@ -129,23 +136,18 @@ def _fit(
             name="ray",
             storage_path=str(folder),
             failure_config=FailureConfig(max_failures=run.resources.max_failures),
-            checkpoint_config=CheckpointConfig(
-                num_to_keep=2, checkpoint_score_attribute=SELECTION_METRIC, checkpoint_score_order="max"
-            ),
         ),
     )
     try:
-        result = trainer.fit()
-    except SystemExit:  # Ray Train's answer to Ctrl-C, after it has stopped the workers
-        raise KeyboardInterrupt from None
+        _, stopped = run_until_stopped(trainer.fit, flag, print)
     except WorkerGroupError as error:
         # What a user can mend ends as its own sentence, not as a report on workers.
         for failure in error.worker_failures.values():
             if isinstance(cause := getattr(failure, "_base_exc", failure), PsclapError):
                 raise PsclapError(f"{run.name}: {cause}") from error
         raise
-    # Of equal scores the later checkpoint: it has seen more.
-    return max(result.best_checkpoints, key=lambda pair: (pair[1][SELECTION_METRIC], pair[1]["step"]))
+    if stopped:
+        raise KeyboardInterrupt
 
 
 def _work(config: dict[str, Any]) -> None:
@@ -158,17 +160,18 @@ def _work(config: dict[str, Any]) -> None:
     if config["threads"]:
         torch.set_num_threads(config["threads"])
     tracker: Tracker = NullTracker()
-    if ray.train.get_context().get_world_rank() == 0:
+    rank = ray.train.get_context().get_world_rank()
+    if rank == 0:
         tracker = Trackers([PrintTracker(run.name, config["write"]), MlflowTracker(run.store, config["run_id"])])
+    train(
+        run.training,
+        tracker,
+        _store(run, config["folder"]),
+        device=ray.train.torch.get_device(),
+        signals=RaySignals(config["flag"], run.training.train.log_every),
+        hang_report=config["folder"] / f"hang-of-rank-{rank}.txt",
+    )
 
-    def on_checkpoint(folder: Path | None, metrics: Mapping[str, float]) -> None:
-        checkpoint = ray.train.Checkpoint.from_directory(folder) if folder else None
-        ray.train.report(dict(metrics), checkpoint=checkpoint)
 
-    last = ray.train.get_checkpoint()
-    device = ray.train.torch.get_device()
-    if last is None:
-        train(run.training, tracker, on_checkpoint, device=device)
-        return
-    with last.as_directory() as folder:
-        train(run.training, tracker, on_checkpoint, resume_from=Path(folder), device=device)
+def _store(run: Run, folder: Path) -> CheckpointStore:
+    return CheckpointStore(folder / "checkpoints", run.training.checkpoints)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -69,3 +70,24 @@ def join_shares(gathered: torch.Tensor, count: int) -> torch.Tensor:
     per_rank = len(gathered) // world_size()
     interleaved = gathered.unflatten(0, (world_size(), per_rank)).transpose(0, 1).flatten(0, 1)
     return interleaved[:count]
+
+
+class HostGroup:
+    """Exchanges small values between the ranks' processors: no GPU is waited for. All ranks make the same calls."""
+
+    def __init__(self) -> None:
+        # gloo beside nccl; where the ranks speak gloo already, their own group will do.
+        needs_own = dist.is_initialized() and dist.get_backend() != "gloo"
+        self._group = dist.new_group(backend="gloo") if needs_own else None
+
+    def sum(self, values: np.ndarray) -> np.ndarray:
+        """The sum of every rank's int64 values."""
+        if world_size() == 1:
+            return values
+        total = torch.from_numpy(values.copy())
+        dist.all_reduce(total, group=self._group)
+        return total.numpy()
+
+    def of_first(self, value: int) -> int:
+        """Rank 0's value."""
+        return int(self.sum(np.array([value if rank() == 0 else 0]))[0])

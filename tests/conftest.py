@@ -48,6 +48,9 @@ SHARDING = ShardConfig(
 )
 """Shards as the demo makes them, but smaller."""
 
+MINI_CORPUS = {"train_clips": 96, "val_clips": 24, "test_clips": 48}
+"""The options of a small demo corpus."""
+
 
 @pytest.fixture
 def params_mapping() -> dict[str, Any]:
@@ -59,7 +62,7 @@ def params_mapping() -> dict[str, Any]:
 def mini_corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Utterance]]:
     """A small demo corpus: its folder and its utterances, whose audio paths are absolute. Not to be changed."""
     folder = tmp_path_factory.mktemp("corpus")
-    corpus = build_corpus("demo", {"train_clips": 96, "val_clips": 24, "test_clips": 48})
+    corpus = build_corpus("demo", MINI_CORPUS)
     utterances = corpus.utterances(folder, processes=2)
     return folder, [replace(utterance, audio=str(folder / utterance.audio)) for utterance in utterances]
 

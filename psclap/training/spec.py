@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from psclap.config import LoadingConfig, ModelConfig, TrainConfig
+from psclap.config import CheckpointConfig, LoadingConfig, ModelConfig, TrainConfig
 from psclap.models import ParaSpeechCLAPModel, ParaSpeechCLAPProcessor
 from psclap.models.build import build_model
 from psclap.shards.cache import FileCache, cache_folder
@@ -20,7 +20,8 @@ from psclap.tags import VOCABULARY, training_prompts
 class Training:
     """What a training is of: the shards (a folder or URL), the model and the variant's configuration, the seed.
 
-    `loading` says how its batches are loaded, which does not change them.
+    How its batches are loaded, which checkpoints are kept and after how long without progress a worker ends (None:
+    never) do not change what it is.
     """
 
     shards: Path | str
@@ -28,6 +29,8 @@ class Training:
     train: TrainConfig
     seed: int
     loading: LoadingConfig = field(default_factory=LoadingConfig)
+    checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
+    hang_timeout_s: float | None = None
 
     def open_index(self) -> ShardIndex:
         """The index of the shards. Raises PsclapError where there is none."""

@@ -14,6 +14,10 @@ class Tracker(Protocol):
 
     def metrics(self, step: int, metrics: Mapping[str, float]) -> None: ...
 
+    def note(self, text: str) -> None: ...
+
+    def checkpoint(self, step: int, uri: str) -> None: ...
+
     def artifact(self, path: Path) -> None: ...
 
     def close(self) -> None: ...
@@ -26,6 +30,12 @@ class NullTracker:
         pass
 
     def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
+
+    def checkpoint(self, step: int, uri: str) -> None:
         pass
 
     def artifact(self, path: Path) -> None:
@@ -49,6 +59,14 @@ class Trackers:
         for tracker in self._trackers:
             tracker.metrics(step, metrics)
 
+    def note(self, text: str) -> None:
+        for tracker in self._trackers:
+            tracker.note(text)
+
+    def checkpoint(self, step: int, uri: str) -> None:
+        for tracker in self._trackers:
+            tracker.checkpoint(step, uri)
+
     def artifact(self, path: Path) -> None:
         for tracker in self._trackers:
             tracker.artifact(path)
@@ -67,3 +85,6 @@ class PrintTracker(NullTracker):
     def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         values = "  ".join(f"{name.removeprefix('speed/')} {value:.4g}" for name, value in metrics.items())
         self._write(f"[{self._name}] step {step:5d}  {values}")
+
+    def note(self, text: str) -> None:
+        self._write(f"[{self._name}] {text}")
