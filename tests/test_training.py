@@ -198,7 +198,7 @@ def _rank(rank: int, world_size: int, training: Training, folder: Path) -> None:
     loader = trainer.loader(Position())
     batches = iter(loader)
     trainer.parallel.eval()  # no dropout: the ranks' masks would differ from one process's
-    total, _ = trainer.parallel(next(batches)[1])
+    total, *_ = trainer.parallel(next(batches)[1])
     total.backward()
     batches.close()
     metrics = trainer.validate(0)

@@ -132,7 +132,7 @@ class Trainer:
         # The random state is a function of the step, so that a resumed run draws the same dropout.
         torch.manual_seed(_hash_int([self.training.seed, step, distributed.rank()]))
         self.parallel.train()
-        total, report = self.parallel(batch.to(self.device))
+        total, report, _ = self.parallel(batch.to(self.device))
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         if self.config.max_grad_norm is not None:
