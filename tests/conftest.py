@@ -1,3 +1,4 @@
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -5,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from hypothesis import settings
 
@@ -17,6 +19,10 @@ from psclap.shards.writer import ShardJob, write_shards
 # Derandomised: a run finds the same examples everywhere, so a failure is never a matter of luck.
 settings.register_profile("psclap", deadline=None, derandomize=True, database=None)
 settings.load_profile("psclap")
+
+# The tests' models are so small that more threads only wait for each other, here and in the processes they start.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 WAVLM = {

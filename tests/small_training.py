@@ -34,15 +34,17 @@ def mini(params_mapping: dict[str, Any], shards: Path, variant: str = "intrinsic
     dropout = changes.pop("dropout", 0.1)
     model: ModelConfig = dataclasses.replace(params.model, projection_dropout=dropout)
     if changes.pop("wavlm", False):
-        speech = EncoderConfig(pooling="mean", config=WAVLM)
+        own = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout")
+        config = {**WAVLM, **dict.fromkeys(own, dropout)}
+        speech = EncoderConfig(pooling="mean", config=config)
         model = dataclasses.replace(model, speech=speech, normalise_audio=True)
     checkpoints = changes.pop("checkpoints", CheckpointConfig())
     settings = {"global_batch_size": 16, "max_steps": 6, "validate_every": 2, "log_every": 1, **changes}
     compute = {f.name: settings.pop(f.name) for f in dataclasses.fields(ComputeConfig) if f.name in settings}
     sampling = dataclasses.replace(params.train[variant].sampling, rare_block_size=4)
     settings |= {"sampling": sampling, "compute": ComputeConfig(**compute)}
-    config: TrainConfig = dataclasses.replace(params.train[variant], **settings)
-    return Training(shards, model, config, seed=7, checkpoints=checkpoints)
+    train_config: TrainConfig = dataclasses.replace(params.train[variant], **settings)
+    return Training(shards, model, train_config, seed=7, checkpoints=checkpoints)
 
 
 def run(training: Training, folder: Path, resume_from: Path | None = None, signals: Signals | None = None) -> Recorder:

@@ -53,15 +53,17 @@ def test_repeated_captions_are_not_pushed_apart() -> None:
 def test_tag_bce_equals_the_formula_with_its_gradients() -> None:
     torch.manual_seed(0)
     speech, prompts = unit(6, 4), unit(3, 4)
-    has_tag = torch.tensor([[1, 0, 0], [1, 1, 0], [0, 0, 0], [0, 0, 1], [0, 0, 0], [1, 1, 1]], dtype=torch.float64)
+    tags = [[0], [0, 1], [], [2], [], [0, 1, 2]]
+    padded = torch.tensor([of_clip + [3] * (3 - len(of_clip)) for of_clip in tags])
     slow = torch.zeros((), dtype=torch.float64)
-    tagged = [i for i in range(6) if has_tag[i].any()]
+    tagged = [i for i in range(6) if tags[i]]
     for i in tagged:
         for v in range(3):
             probability = torch.sigmoid(speech[i] @ prompts[v])
-            likelihood = probability if has_tag[i, v] else 1 - probability
+            likelihood = probability if v in tags[i] else 1 - probability
             slow = slow - likelihood.log() / 3 / len(tagged)
-    fast = tag_bce(speech, prompts, has_tag)
+    total, count = tag_bce(speech, prompts, padded)
+    fast = total / count
     assert torch.allclose(fast, slow)
     for got, expected in zip(
         torch.autograd.grad(fast, (speech, prompts)), torch.autograd.grad(slow, (speech, prompts)), strict=True
@@ -71,6 +73,6 @@ def test_tag_bce_equals_the_formula_with_its_gradients() -> None:
 
 def test_tag_bce_of_untagged_clips_is_zero() -> None:
     speech = unit(2, 4)
-    loss = tag_bce(speech, unit(3, 4), torch.zeros(2, 3, dtype=torch.float64))
-    assert loss.item() == 0.0
+    loss, count = tag_bce(speech, unit(3, 4), torch.full((2, 1), 3))
+    assert (loss.item(), count.item()) == (0.0, 0.0)
     assert torch.equal(torch.autograd.grad(loss, speech)[0], torch.zeros(2, 4, dtype=torch.float64))

@@ -46,12 +46,13 @@ class Training:
 
 def build_training_model(training: Training, index: ShardIndex) -> tuple[ParaSpeechCLAPModel, ParaSpeechCLAPProcessor]:
     """The model and processor as they are before the first step."""
+    bias = training.train.initial_logit_bias
     if training.model.text.pretrained is not None:  # it brings its tokenizer: no text is needed
-        return build_model(training.model, [], index.sample_rate_hz, training.seed)
+        return build_model(training.model, [], index.sample_rate_hz, training.seed, bias)
     in_train = index.take(index.rows_of("train"), ["captions"])
     captions = (caption["text"] for row in in_train["captions"].to_pylist() for caption in row)
     prompts = (prompt for tag in VOCABULARY for prompt in training_prompts(tag))
-    return build_model(training.model, [*captions, *prompts], index.sample_rate_hz, training.seed)
+    return build_model(training.model, [*captions, *prompts], index.sample_rate_hz, training.seed, bias)
 
 
 def _hash(value: Any) -> str:
