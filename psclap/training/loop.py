@@ -237,7 +237,7 @@ def _build_task(training: Training, index: ShardIndex, tags: list[str]) -> Contr
     freeze(model, training.train.freeze)
     compute = training.train.compute
     if compute.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.activation_checkpointing_enable()
     if compute.compile:
         for encoder in (model.audio_model, model.text_model):
             encoder.compile(dynamic=True)  # clips and captions have many lengths
