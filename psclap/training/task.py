@@ -121,8 +121,9 @@ class ContrastiveTask(nn.Module):
         """
 
         def tower(inputs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-            is_bf16 = self.config.compute.precision == "bf16"
-            with torch.autocast(inputs.device.type, torch.bfloat16, enabled=is_bf16):
+            if self.config.compute.precision == "fp32":
+                return embed(inputs, mask)
+            with torch.autocast(inputs.device.type, torch.bfloat16):
                 embeddings = embed(inputs, mask)
             return embeddings.float()
 
