@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psclap
-from pipelines.cluster import console, num_cpus, num_gpus, ray_session
-from pipelines.tracking import MlflowTracker, TrackingStore
+from pipelines.cluster import num_cpus, num_gpus, ray_session
+from pipelines.sender import reported
+from pipelines.system_metrics import system_metrics
+from pipelines.tracking import TrackingStore
 from psclap.config import ResourcesConfig
 from psclap.errors import PsclapError
-from psclap.files import atomic_folder, write_json
+from psclap.files import atomic_folder
 from psclap.shards.index import ShardIndex
+from psclap.training.journal import Journal, JournalTracker
 from psclap.training.loop import SELECTION_METRIC, check_training, train
 from psclap.training.spec import Training
-from psclap.training.tracker import NullTracker, PrintTracker, Tracker, Trackers
+from psclap.training.tracker import NullTracker, Tracker
 
-_RUN_FILE = "run.json"
+_JOURNAL_NAME = "journal"
 
 
 @dataclass(frozen=True)
@@ -39,9 +43,9 @@ class Run:
 
 @dataclass(frozen=True)
 class Trained:
-    """The outcome of a run: its MLflow id, the metrics of the chosen checkpoint, and its run storage."""
+    """The outcome of a run: its journal, the metrics of the chosen checkpoint, and the storage that holds both."""
 
-    run_id: str
+    journal: Journal
     metrics: Mapping[str, float]
     storage: Path
 
@@ -63,12 +67,12 @@ def train_variant(run: Run, model_folder: Path) -> Trained:
         workers = _num_workers(run.resources)
         check_training(run.training, index, workers)
         folder = run.storage.absolute() / f"{run.name}-{identity[:12]}"
-        run_id = _run_id(run, folder)
-        with run.store.running(run_id, tags={"workers": str(workers)}), console() as write:
-            best = _fit(run, folder, run_id, workers, write)
+        journal = _journal(run, folder)
+        with reported(journal, run.store, {**run.tags, "workers": str(workers)}):
+            best = _fit(run, folder, journal, workers)
         with atomic_folder(model_folder) as partial:
             shutil.copytree(best[0].path, partial, dirs_exist_ok=True)
-    return Trained(run_id, best[1], folder)
+    return Trained(journal, best[1], folder)
 
 
 def _identity(training: Training, index: ShardIndex) -> str:
@@ -97,20 +101,14 @@ def _num_workers(resources: ResourcesConfig) -> int:
     return resources.gpu_workers or gpus
 
 
-def _run_id(run: Run, folder: Path) -> str:
-    """The id of this run's MLflow run: that of the interrupted run where there is one."""
-    path = folder / _RUN_FILE
-    if path.is_file():
+def _journal(run: Run, folder: Path) -> Journal:
+    """The journal of this run: that of the interrupted run where there is one."""
+    if folder.exists():
         print(f"[{run.name}] going on with the interrupted run in {folder}", flush=True)
-        return json.loads(path.read_text())["run_id"]
-    run_id = run.store.start_run(run.experiment, run.name, run.tags)
-    write_json(path, {"run_id": run_id})
-    return run_id
+    return Journal.start(folder / _JOURNAL_NAME, run.experiment, run.name)
 
 
-def _fit(
-    run: Run, folder: Path, run_id: str, workers: int, write: Callable[[str], None]
-) -> tuple[Any, Mapping[str, float]]:
+def _fit(run: Run, folder: Path, journal: Journal, workers: int) -> tuple[Any, Mapping[str, float]]:
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -118,7 +116,7 @@ def _fit(
     threads = run.resources.threads_per_cpu_worker
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"run": run, "run_id": run_id, "threads": None if use_gpu else threads, "write": write},
+        train_loop_config={"training": run.training, "journal": journal, "threads": None if use_gpu else threads},
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=workers,
@@ -151,15 +149,22 @@ def _fit(
 def _work(config: dict[str, Any]) -> None:
     """One worker; runs in a process of Ray's."""
     import ray.train
-    import ray.train.torch
     import torch
 
-    run: Run = config["run"]
     if config["threads"]:
         torch.set_num_threads(config["threads"])
-    tracker: Tracker = NullTracker()
-    if ray.train.get_context().get_world_rank() == 0:
-        tracker = Trackers([PrintTracker(run.name, config["write"]), MlflowTracker(run.store, config["run_id"])])
+    with contextlib.ExitStack() as stack:
+        tracker: Tracker = NullTracker()
+        if ray.train.get_context().get_world_rank() == 0:
+            tracker = journal_tracker = JournalTracker(config["journal"])
+            stack.enter_context(system_metrics(journal_tracker))
+        _train(config["training"], tracker)
+
+
+def _train(training: Training, tracker: Tracker) -> None:
+    """Trains from the last checkpoint on, and hands each new one to Ray Train."""
+    import ray.train
+    import ray.train.torch
 
     def on_checkpoint(folder: Path | None, metrics: Mapping[str, float]) -> None:
         checkpoint = ray.train.Checkpoint.from_directory(folder) if folder else None
@@ -168,7 +173,7 @@ def _work(config: dict[str, Any]) -> None:
     last = ray.train.get_checkpoint()
     device = ray.train.torch.get_device()
     if last is None:
-        train(run.training, tracker, on_checkpoint, device=device)
+        train(training, tracker, on_checkpoint, device=device)
         return
     with last.as_directory() as folder:
-        train(run.training, tracker, on_checkpoint, resume_from=Path(folder), device=device)
+        train(training, tracker, on_checkpoint, resume_from=Path(folder), device=device)
