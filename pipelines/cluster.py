@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -38,30 +37,6 @@ def ray_session() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-@contextmanager
-def console() -> Iterator[Callable[[str], None]]:
-    """Yields a function that prints a line here, from whichever worker calls it.
-
-    Ray's own forwarding of the workers' output is off: it mixes in the messages of its inner parts.
-    """
-    from ray.util.queue import Queue
-
-    lines = Queue(actor_options={"num_cpus": 0})
-
-    def forward() -> None:
-        while (line := lines.get()) is not None:
-            print(line, flush=True)
-
-    thread = threading.Thread(target=forward, daemon=True)
-    thread.start()
-    try:
-        yield lines.put
-    finally:
-        lines.put(None)
-        thread.join(timeout=10)
-        lines.shutdown()
 
 
 Job = TypeVar("Job")

@@ -128,7 +128,7 @@ def fetch_model(uri: str, tracking_folder: Path = Path("mlflow")) -> Path:
         folder = Path(mlflow.artifacts.download_artifacts(uri))
     except (MlflowException, OSError) as error:
         raise PsclapError(
-            f"{uri} is not to be had from the registry {store.uri} ({error}); "
+            f"{uri} is not to be had from the registry {store} ({error}); "
             "`dvc repro` registers the demo's models, MLFLOW_TRACKING_URI chooses another registry"
         ) from error
     artifacts = mlflow.models.Model.load(folder).flavors["python_function"].get("artifacts", {})

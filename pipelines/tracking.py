@@ -1,27 +1,32 @@
-"""MLflow runs: one per training, also across restarts."""
+"""The tracking store: the MLflow server that MLFLOW_TRACKING_URI names, or one embedded in a file."""
 
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from urllib.parse import urlsplit
 
 import mlflow
+import sqlalchemy
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param
+from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
 from psclap.errors import PsclapError
-from psclap.training.tracker import NullTracker
+from psclap.storage import redacted
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 
 STORE_NAME = "mlflow.db"
+
+_DATABASES = ("postgresql", "mysql", "sqlite", "mssql")
+_IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "60"}
 
 
 @dataclass(frozen=True)
@@ -33,9 +38,13 @@ class TrackingStore:
 
     @classmethod
     def at(cls, folder: Path) -> TrackingStore:
-        """The server that MLFLOW_TRACKING_URI names, else an sqlite store with its artefacts in `folder`."""
+        """The server that MLFLOW_TRACKING_URI names, else an sqlite store with its artefacts in `folder`.
+
+        Raises PsclapError for a URI that can name no server. Whether one answers there is not asked.
+        """
         uri = os.environ.get("MLFLOW_TRACKING_URI")
         if uri:
+            _check_uri(uri)
             return cls(uri, None)
         folder = folder.absolute()
         try:
@@ -44,102 +53,59 @@ class TrackingStore:
             raise PsclapError(f"cannot keep a tracking store in {folder}: {error.strerror}") from error
         return cls(f"sqlite:///{folder}/{STORE_NAME}", (folder / "artifacts").as_uri())
 
+    def __str__(self) -> str:
+        return redacted(self.uri)
+
     def client(self) -> MlflowClient:
         """A client of this store. Sets MLflow's process-wide URIs, which its model functions read."""
         mlflow.set_tracking_uri(self.uri)
         mlflow.set_registry_uri(self.uri)
         return MlflowClient(self.uri)
 
-    def start_run(self, experiment: str, name: str, tags: Mapping[str, str]) -> str:
-        """Creates a run, in an experiment that is made where it is missing; returns the run's id.
-
-        Raises PsclapError where the store cannot be reached.
-        """
-        try:
-            client = self.client()
-            with _few_retries():
-                known = client.get_experiment_by_name(experiment)
-            if known:
-                experiment_id = known.experiment_id
-            else:
-                experiment_id = client.create_experiment(experiment, artifact_location=self.artifact_location)
-            run = client.create_run(experiment_id, run_name=name, tags=dict(tags))
-        except MlflowException as error:
-            raise PsclapError(
-                f"the tracking store {self.uri} does not answer ({error}); start it, or unset MLFLOW_TRACKING_URI "
-                "to use the embedded store"
-            ) from error
-        return run.info.run_id
-
-    @contextmanager
-    def running(self, run_id: str, tags: Mapping[str, str]) -> Iterator[None]:
-        """Marks a run as running for the length of a `with` block, then as finished, failed or killed."""
-        client = self.client()
-        client.update_run(run_id, status="RUNNING")
-        for name, value in tags.items():
-            client.set_tag(run_id, name, value)
-        try:
-            yield
-        except BaseException as error:
-            client.set_terminated(run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-            raise
-        client.set_terminated(run_id)
-
-    def history(self, run_id: str) -> list[dict[str, float]]:
-        """Every logged step of a run as one row of `step` and its metrics, ascending."""
-        client = self.client()
-        rows: dict[int, dict[str, float]] = {}
-        for name in sorted(client.get_run(run_id).data.metrics):
-            for metric in client.get_metric_history(run_id, name):
-                rows.setdefault(metric.step, {"step": metric.step})[name] = metric.value
-        return [rows[step] for step in sorted(rows)]
+    def log_metrics(self, run_id: str, step: int, metrics: Mapping[str, float]) -> None:
+        """Metrics of a run that is here already."""
+        now_ms = int(time.time() * 1000)
+        batch = [Metric(mlflow_name(name), value, now_ms, step) for name, value in metrics.items()]
+        self.client().log_batch(run_id, metrics=batch, synchronous=True)
 
 
 @contextmanager
-def _few_retries() -> Iterator[None]:
-    """MLflow's own retries of a server that does not answer take minutes: too long to learn of a wrong URI."""
-    name = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
-    before = os.environ.get(name)
-    os.environ[name] = before or "2"
+def impatient() -> Iterator[None]:
+    """MLflow's requests end within a minute, without retries: by its own setting they go on for many minutes.
+
+    What the environment says already stands.
+    """
+    ours = {name: value for name, value in _IMPATIENT.items() if name not in os.environ}
+    os.environ |= ours
     try:
         yield
     finally:
-        if before is None:
-            del os.environ[name]
+        for name in ours:
+            os.environ.pop(name, None)
 
 
 def mlflow_name(name: str) -> str:
-    """A metric's name as MLflow allows it, without "@".
+    """A metric's name as MLflow allows it.
 
-    >>> mlflow_name("val/R@1")
-    'val/R_at_1'
+    >>> mlflow_name("val/R@1"), mlflow_name("batch_share/high, clear")
+    ('val/R_at_1', 'batch_share/high_ clear')
     """
-    return name.replace("@", "_at_")
+    return re.sub(r"[^\w./: -]", "_", name.replace("@", "_at_"))
 
 
-class MlflowTracker(NullTracker):
-    """A psclap Tracker that writes to an MLflow run."""
-
-    def __init__(self, store: TrackingStore, run_id: str):
-        self._client, self._run_id = store.client(), run_id
-        try:
-            self._client.get_run(run_id)
-        except MlflowException as error:
-            raise PsclapError(
-                f"the tracking store {store.uri} has no run {run_id}, which was made in another store; "
-                "set MLFLOW_TRACKING_URI to that one, or train again"
-            ) from error
-
-    def params(self, params: Mapping[str, Any]) -> None:
-        self._client.log_batch(self._run_id, params=[Param(name, str(value)) for name, value in params.items()])
-
-    def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        now_ms = int(time.time() * 1000)
-        batch = [Metric(mlflow_name(name), value, now_ms, step) for name, value in metrics.items()]
-        self._client.log_batch(self._run_id, metrics=batch)
-
-    def artifact(self, path: Path) -> None:
-        self._client.log_artifact(self._run_id, str(path))
-
-    def close(self) -> None:
-        self._client.set_terminated(self._run_id)
+def _check_uri(uri: str) -> None:
+    try:
+        scheme = urlsplit(uri).scheme
+        if scheme in ("http", "https"):
+            if not urlsplit(uri).hostname:
+                raise ValueError("it names no host")
+            urlsplit(uri).port  # noqa: B018 - raises where it is no number
+        elif scheme.split("+")[0] in _DATABASES:
+            sqlalchemy.make_url(uri).get_dialect().import_dbapi()
+        else:
+            MlflowClient(uri)  # of a file, or of what a plugin provides; neither asks a server
+    except (ValueError, ImportError, sqlalchemy.exc.ArgumentError, MlflowException) as error:
+        raise PsclapError(
+            f"MLFLOW_TRACKING_URI {redacted(uri)!r} is no tracking store ({redacted(str(error))}); write "
+            "http://HOST:PORT or sqlite:////FOLDER/mlflow.db, or unset it to use the embedded store"
+        ) from error

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psclap
-from pipelines.cluster import console, num_cpus, num_gpus, ray_session
+from pipelines.cluster import num_cpus, num_gpus, ray_session
+from pipelines.sender import reported
 from pipelines.stopping import RaySignals, StopFlag, run_until_stopped
-from pipelines.tracking import MlflowTracker, TrackingStore
+from pipelines.system_metrics import system_metrics
+from pipelines.tracking import TrackingStore
 from psclap.config import ResourcesConfig
 from psclap.errors import PsclapError
-from psclap.files import atomic_folder, write_json
+from psclap.files import atomic_folder
 from psclap.shards.index import ShardIndex
 from psclap.training.checkpoint import read_progress
+from psclap.training.journal import Journal, JournalTracker
 from psclap.training.loop import check_training, train
+from psclap.training.progress import say
 from psclap.training.spec import Training
 from psclap.training.store import CheckpointStore
-from psclap.training.tracker import NullTracker, PrintTracker, Tracker, Trackers
+from psclap.training.tracker import NullTracker, Tracker
 
-_RUN_FILE = "run.json"
+_JOURNAL_NAME = "journal"
 
 
 @dataclass(frozen=True)
@@ -42,9 +46,9 @@ class Run:
 
 @dataclass(frozen=True)
 class Trained:
-    """The outcome of a run: its MLflow id, the metrics of the chosen checkpoint, and its run storage."""
+    """The outcome of a run: its journal, the metrics of the chosen checkpoint, and the storage that holds both."""
 
-    run_id: str
+    journal: Journal
     metrics: Mapping[str, float]
     storage: Path
 
@@ -66,16 +70,17 @@ def train_variant(run: Run, model_folder: Path) -> Trained:
         workers = _num_workers(run.resources)
         check_training(run.training, index, workers)
         folder = run.storage.absolute() / f"{run.name}-{identity[:12]}"
-        run_id = _run_id(run, folder)
-        with run.store.running(run_id, tags={"workers": str(workers)}), console() as write:
-            _fit(run, folder, run_id, workers, write)
+        journal = _journal(run, folder)
+        with reported(journal, run.store, {**run.tags, "workers": str(workers)}):
+            _fit(run, folder, journal, workers)
     store = _store(run, folder)
     best = store.best()
     with store.reading(best) as checkpoint, atomic_folder(model_folder) as partial:
         for name in best.files:
             shutil.copyfile(checkpoint / name, partial / name)
         progress = read_progress(partial)
-    return Trained(run_id, {"step": progress.step, **progress.metrics}, folder)
+    JournalTracker(journal).tags({"checkpoint.best": model_folder.absolute().as_uri(), "checkpoint.latest": "removed"})
+    return Trained(journal, {"step": progress.step, **progress.metrics}, folder)
 
 
 def _identity(training: Training, index: ShardIndex) -> str:
@@ -104,28 +109,26 @@ def _num_workers(resources: ResourcesConfig) -> int:
     return resources.gpu_workers or gpus
 
 
-def _run_id(run: Run, folder: Path) -> str:
-    """The id of this run's MLflow run: that of the interrupted run where there is one."""
-    path = folder / _RUN_FILE
-    if path.is_file():
+def _journal(run: Run, folder: Path) -> Journal:
+    """The journal of this run: that of the interrupted run where there is one."""
+    if folder.exists():
         print(f"[{run.name}] going on with the interrupted run in {folder}", flush=True)
-        return json.loads(path.read_text())["run_id"]
-    run_id = run.store.start_run(run.experiment, run.name, run.tags)
-    write_json(path, {"run_id": run_id})
-    return run_id
+    return Journal.start(folder / _JOURNAL_NAME, run.experiment, run.name)
 
 
-def _fit(run: Run, folder: Path, run_id: str, workers: int, write: Callable[[str], None]) -> None:
+def _fit(run: Run, folder: Path, journal: Journal, workers: int) -> None:
     """Trains to the end. Raises KeyboardInterrupt where a signal ended it before, with a checkpoint written."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
     from ray.train.torch import TorchConfig, TorchTrainer
 
     use_gpu = num_gpus() > 0
-    threads, flag = run.resources.threads_per_cpu_worker, StopFlag()
-    worker = {"run": run, "folder": folder, "run_id": run_id, "write": write, "flag": flag}
+    threads = None if use_gpu else run.resources.threads_per_cpu_worker
+    flag = StopFlag()
     trainer = TorchTrainer(
         _work,
-        train_loop_config={**worker, "threads": None if use_gpu else threads},
+        train_loop_config={
+            "worker": _Worker(run.training, _store(run, folder), journal, flag, threads, folder / "hangs")
+        },
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=workers,
@@ -139,7 +142,7 @@ def _fit(run: Run, folder: Path, run_id: str, workers: int, write: Callable[[str
         ),
     )
     try:
-        _, stopped = run_until_stopped(trainer.fit, flag, print)
+        _, stopped = run_until_stopped(trainer.fit, flag, say)
     except WorkerGroupError as error:
         # What a user can mend ends as its own sentence, not as a report on workers.
         for failure in error.worker_failures.values():
@@ -150,27 +153,42 @@ def _fit(run: Run, folder: Path, run_id: str, workers: int, write: Callable[[str
         raise KeyboardInterrupt
 
 
-def _work(config: dict[str, Any]) -> None:
+@dataclass(frozen=True)
+class _Worker:
+    """What a worker needs; it is sent to each."""
+
+    training: Training
+    store: CheckpointStore
+    journal: Journal
+    flag: StopFlag
+    threads: int | None
+    hangs: Path
+
+
+def _work(config: Mapping[str, _Worker]) -> None:
     """One worker; runs in a process of Ray's."""
     import ray.train
     import ray.train.torch
     import torch
 
-    run: Run = config["run"]
-    if config["threads"]:
-        torch.set_num_threads(config["threads"])
-    tracker: Tracker = NullTracker()
+    worker = config["worker"]
+    if worker.threads:
+        torch.set_num_threads(worker.threads)
     rank = ray.train.get_context().get_world_rank()
-    if rank == 0:
-        tracker = Trackers([PrintTracker(run.name, config["write"]), MlflowTracker(run.store, config["run_id"])])
-    train(
-        run.training,
-        tracker,
-        _store(run, config["folder"]),
-        device=ray.train.torch.get_device(),
-        signals=RaySignals(config["flag"], run.training.train.log_every),
-        hang_report=config["folder"] / f"hang-of-rank-{rank}.txt",
-    )
+    worker.hangs.mkdir(exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        tracker: Tracker = NullTracker()
+        if rank == 0:
+            tracker = journal_tracker = JournalTracker(worker.journal)
+            stack.enter_context(system_metrics(journal_tracker))
+        train(
+            worker.training,
+            tracker,
+            worker.store,
+            device=ray.train.torch.get_device(),
+            signals=RaySignals(worker.flag, worker.training.train.log_every),
+            hang_report=worker.hangs / f"rank-{rank}.txt",
+        )
 
 
 def _store(run: Run, folder: Path) -> CheckpointStore:

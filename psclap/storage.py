@@ -17,6 +17,7 @@ from typing import Any
 from psclap.errors import PsclapError
 from psclap.files import atomic_file
 
+_CREDENTIALS = re.compile(r"(?<=://)[^/\s]+@")
 _BYTE_RANGE = re.compile(r"(?P<location>.+)#bytes=(?P<offset>\d+)\+(?P<length>\d+)")
 
 
@@ -27,6 +28,15 @@ def is_remote(location: str | Path) -> bool:
     (True, False)
     """
     return "://" in str(location)
+
+
+def redacted(text: str) -> str:
+    """A text without the user and password that its URLs may carry.
+
+    >>> redacted("http://me:secret@host:5000/x")
+    'http://host:5000/x'
+    """
+    return _CREDENTIALS.sub("", text)
 
 
 def join(location: str | Path, name: str) -> str:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 PARAMS = Path("params.yaml")
+LOCK = Path("dvc.lock")
 CORPUS = Path("data/corpus")
 SHARDS = Path("data/shards")
 MODELS = Path("models")

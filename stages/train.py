@@ -1,16 +1,17 @@
-"""Shards -> one trained variant: models/VARIANT (a checkpoint folder) and training/VARIANT (curve, run id)."""
+"""Shards -> one trained variant: models/VARIANT (a checkpoint folder) and training/VARIANT (journal and curve)."""
 
 import csv
+import shutil
 import subprocess
 from pathlib import Path
 
 from pipelines.tracking import TrackingStore
 from pipelines.train import Run, train_variant
 from psclap.config import Params
-from psclap.files import atomic_folder, write_json
+from psclap.files import atomic_folder, sha256_file
 from psclap.shards.index import ShardIndex
 from psclap.training.spec import Training
-from stages import MODELS, RUN_STORAGE, SHARDS, TRACKING_STORE, TRAINING
+from stages import LOCK, MODELS, RUN_STORAGE, SHARDS, TRACKING_STORE, TRAINING
 from stages._main import run_stage
 
 
@@ -19,22 +20,25 @@ def main(params: Params, variant: str) -> None:
     index = ShardIndex(SHARDS)
     run = Run(
         name=variant,
-        training=Training(index.location, params.model, params.train[variant], params.seed, params.resources.loading),
+        training=Training(
+            index.location,
+            params.model,
+            params.train[variant],
+            params.seed,
+            params.resources.loading,
+            params.resources.checkpoints,
+            params.resources.hang_timeout_s,
+        ),
         resources=params.resources,
         storage=RUN_STORAGE,
         store=store,
         experiment=params.register.experiment,
-        tags={
-            "variant": variant,
-            "data_index_sha256": index.sha256,
-            "git_revision": _git("rev-parse", "HEAD"),
-            "git_dirty": str(bool(_git("status", "--porcelain", "--", *_SOURCES))).lower(),
-        },
+        tags={"variant": variant, "data_index_sha256": index.sha256, **_versions()},
     )
     trained = train_variant(run, MODELS / variant)
     with atomic_folder(TRAINING / variant) as folder:
-        write_json(folder / "run.json", {"run_id": trained.run_id})
-        _write_history(folder / "history.csv", store.history(trained.run_id))
+        shutil.copytree(trained.journal.folder, folder, dirs_exist_ok=True)
+        _write_history(folder / "history.csv", trained.journal.history())
     trained.remove_storage()
     values = "  ".join(f"{name} {value:.4g}" for name, value in trained.metrics.items())
     print(f"train: {variant}: best checkpoint in {MODELS / variant}: {values}")
@@ -43,13 +47,24 @@ def main(params: Params, variant: str) -> None:
 _SOURCES = ("psclap", "pipelines", "stages", "params.yaml", "dvc.yaml", "requirements.lock")
 
 
+def _versions() -> dict[str, str]:
+    """What code and what data, by DVC's account, this is a run of."""
+    versions = {
+        "git_revision": _git("rev-parse", "HEAD"),
+        "git_dirty": str(bool(_git("status", "--porcelain", "--", *_SOURCES))).lower(),
+    }
+    if LOCK.is_file():
+        versions["dvc_lock_sha256"] = sha256_file(LOCK)
+    return versions
+
+
 def _git(*arguments: str) -> str:
     result = subprocess.run(["git", *arguments], capture_output=True, text=True)
     return result.stdout.strip() if result.returncode == 0 else "unknown"
 
 
 def _write_history(path: Path, rows: list[dict[str, float]]) -> None:
-    # Speeds are left to the tracking store: they differ from run to run.
+    # Speeds are left to the journal: they differ from run to run.
     columns = sorted({name for row in rows for name in row if not name.startswith("speed/")} - {"step"})
     with open(path, "w", newline="") as stream:
         writer = csv.DictWriter(stream, ["step", *columns], extrasaction="ignore")

@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from hypothesis import settings
+from tracking_server import TrackingServer
 
 from psclap.config import PRESETS_FOLDER, ShardConfig
 from psclap.corpora import build_corpus
@@ -111,4 +112,13 @@ def s3_server() -> Iterator[str]:
         fsspec.filesystem("s3").mkdir("psclap-test")
         yield "s3://psclap-test"
     fsspec.filesystem("s3").clear_instance_cache()
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URI of a real MLflow server on loopback, with its own database and artefact folder."""
+    server = TrackingServer(tmp_path_factory.mktemp("mlflow-server"))
+    server.start()
+    yield server.uri
     server.stop()

@@ -5,12 +5,9 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from mlflow import MlflowClient
 
 from psclap.embedding import Embedder
 
@@ -52,37 +50,6 @@ def clone(target: Path) -> Path:
         identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
         subprocess.run(["git", *identity, *command], cwd=target, check=True)
     return target
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A real MLflow server on loopback, with its own database and artefact folder."""
-    folder = tmp_path_factory.mktemp("mlflow-server")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [BIN / "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "art")]
-    uri = f"http://127.0.0.1:{port}"
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, cwd=folder)
-    try:
-        _wait_for(f"{uri}/health", process, folder / "log")
-        yield uri
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(timeout=30)
-
-
-def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    for _ in range(600):
-        assert process.poll() is None, log.read_text()
-        try:
-            with urllib.request.urlopen(url, timeout=5):
-                return
-        except OSError:
-            time.sleep(0.2)
-    raise AssertionError(log.read_text())
 
 
 class Project:
@@ -178,21 +145,19 @@ def test_dvc_shows_metrics_and_plots(project: Project) -> None:
 
 
 def test_runs_and_models_are_on_the_server(project: Project, server: str) -> None:
-    from mlflow import MlflowClient
-
     client = MlflowClient(server)
     runs = client.search_runs([client.get_experiment_by_name("psclap").experiment_id])
     assert sorted(run.info.run_name for run in runs) == ["combined", "intrinsic", "situational"]
     for run in runs:
         variant = run.info.run_name
-        assert run.info.status == "FINISHED"
+        check_run(client, run.info.run_id)
         assert run.data.params["global_batch_size"] == "16"
         assert run.data.tags["workers"] == "2"
-        assert "logmel_conv" in run.data.params["model.speech"]
-        assert [m.step for m in client.get_metric_history(run.info.run_id, "loss/total")] == [10, 20, 30, 40]
+        assert run.data.params["model.speech.config.model_type"] == "logmel_conv"
         metrics = project.json(f"metrics/{variant}/combined.json")["audio_to_text"]
         assert run.data.metrics["test/combined/audio_to_text/R_at_10"] == pytest.approx(metrics["R@10"])
         assert len(run.data.tags["git_revision"]) == 40
+        assert len(run.data.tags["dvc_lock_sha256"]) == 64
         index = project.json("data/shards/summary.json")["index_sha256"]
         assert run.data.tags["data_index_sha256"] == index
         artifacts = [item.path for item in client.list_artifacts(run.info.run_id, variant)]
@@ -277,12 +242,31 @@ def test_an_interrupted_shard_leaves_nothing(copy: Project) -> None:
     assert {path.name for path in (copy.folder / "data").iterdir()} == {"corpus"}
 
 
-def test_an_interrupted_training_goes_on_and_ends_the_same(copy: Project, project: Project) -> None:
+def test_an_interrupted_training_goes_on_and_ends_the_same(copy: Project, project: Project, server: str) -> None:
+    """It also does without its tracking server, all the while; what that missed is sent by the register stage."""
+    copy.environment["MLFLOW_TRACKING_URI"] = "http://127.0.0.1:9"
     command = ("python", "-m", "stages.train", "situational")
     model = copy.folder / "models/situational"
     shutil.rmtree(model)
     interrupt(copy, *command, at_work="runs/situational-*/ray/checkpoint_*")
     assert not list((copy.folder / "models").glob("*situational*"))
-    assert "going on with the interrupted run" in copy.run(*command)
+    output = copy.run(*command)
+    assert "going on with the interrupted run" in output
+    assert "the tracking store http://127.0.0.1:9 has not taken everything" in output
     for name in ("model.safetensors", "optimizer.safetensors", "progress.json"):
         assert (model / name).read_bytes() == (project.folder / "models/situational" / name).read_bytes(), name
+    history = "training/situational/history.csv"
+    assert (copy.folder / history).read_text() == (project.folder / history).read_text()
+    copy.environment["MLFLOW_TRACKING_URI"] = server
+    copy.run("python", "-m", "stages.register", "situational")
+    run_id = copy.json("registered/situational.json")["run_id"]
+    assert run_id != project.json("registered/situational.json")["run_id"]
+    check_run(MlflowClient(server), run_id)
+
+
+def check_run(client: MlflowClient, run_id: str) -> None:
+    """A finished run with each step of its loss once, and with what the machine did meanwhile."""
+    run = client.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert [m.step for m in client.get_metric_history(run_id, "loss/total")] == [10, 20, 30, 40]
+    assert "system/cpu_utilization_percentage" in run.data.metrics

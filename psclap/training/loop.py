@@ -190,7 +190,7 @@ class Trainer:
             score = metrics.get(self.config.best_metric)
             with store.saving(step, score) as folder:
                 save_checkpoint(folder, self.state, self.progress)
-            self.tracker.checkpoint(step, store.uri_of(step))
+            self.tracker.tags(store.tags())
 
     def validate(self) -> dict[str, float]:
         """The validation metrics of the model as it would be kept, the same on every rank."""
@@ -218,8 +218,8 @@ class Trainer:
     def params(self) -> dict[str, Any]:
         """What a run is known by: configuration, seed, sizes; sections within sections as dotted names."""
         return {
-            **_flat(asdict(self.config)),
-            **_flat({"model": asdict(self.training.model)}),
+            **asdict(self.config),
+            "model": asdict(self.training.model),
             "seed": self.training.seed,
             "total_steps": self.total_steps,
             "parameters": sum(parameter.numel() for parameter in self.task.model.parameters()),
@@ -272,14 +272,6 @@ def _after(
 def _read(values: Mapping[str, torch.Tensor]) -> dict[str, float]:
     """The values on this side: the one place where a step waits for the device."""
     return dict(zip(values, torch.stack([value.float() for value in values.values()]).tolist(), strict=True))
-
-
-def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        inner = _flat(value) if isinstance(value, Mapping) else {"": value}
-        flat |= {f"{name}.{key}".rstrip("."): item for key, item in inner.items()}
-    return flat
 
 
 def _hash_int(numbers: list[int]) -> int:

@@ -100,13 +100,18 @@ class CheckpointStore:
 
         Raises CheckpointError where none has a score, and where it is damaged.
         """
-        scored = [saved for saved in self.saved() if saved.score is not None]
-        if not scored:
+        best = _best(self.saved())
+        if best is None:
             raise CheckpointError(f"{self.location} holds no checkpoint of a validation; train further")
-        best = max(scored, key=_merit)
         if problem := self._problem(best):
             raise CheckpointError(f"{problem}; remove that folder to take the next best")
         return best
+
+    def tags(self) -> dict[str, str]:
+        """Where the newest and the best checkpoint lie."""
+        saved = self.saved()
+        found = {"latest": saved[-1] if saved else None, "best": _best(saved)}
+        return {f"checkpoint.{name}": self.uri_of(entry.step) for name, entry in found.items() if entry}
 
     @contextmanager
     def reading(self, saved: Saved) -> Iterator[Path]:
@@ -152,6 +157,10 @@ def _name(step: int) -> str:
 def _merit(saved: Saved) -> tuple[float, int]:
     assert saved.score is not None
     return saved.score, saved.step
+
+
+def _best(saved: list[Saved]) -> Saved | None:
+    return max((entry for entry in saved if entry.score is not None), key=_merit, default=None)
 
 
 def _manifest(folder: Path, step: int, score: float | None) -> Saved:

@@ -1,0 +1,101 @@
+"""Shows a run while it goes on: on the screen and, for as long as it answers, on the tracking server."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+from pipelines.delivery import Delivery
+from pipelines.tracking import TrackingStore, impatient
+from psclap.storage import redacted
+from psclap.training.journal import Journal, JournalTracker
+from psclap.training.progress import say, shown
+
+PERIOD_S = 1.0
+"""How often new records are sent."""
+MAX_BACKOFF_S = 30.0
+"""How long a store that fails is left alone at most."""
+CLOSING_S = 10.0
+"""How long the end of a run waits for what is not sent yet."""
+
+
+@contextmanager
+def reported(journal: Journal, store: TrackingStore, tags: Mapping[str, str]) -> Iterator[None]:
+    """Sends and shows what a journal gains in a `with` block, and writes how the run stands into it."""
+    tracker = JournalTracker(journal)
+    with Sender(store, journal), shown(journal):
+        tracker.tags(tags)
+        tracker.status("RUNNING")
+        try:
+            yield
+        except BaseException as error:
+            tracker.status("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            raise
+        tracker.status("FINISHED")
+
+
+class Sender:
+    """Delivers a journal from a thread of its own: a store that is away, slow or ill holds nobody up.
+
+    Leaving the `with` block waits `CLOSING_S` for what is not sent; the rest stays in the journal.
+    """
+
+    def __init__(self, store: TrackingStore, journal: Journal, write: Callable[[str], None] = say):
+        self._store, self._journal, self._write = store, journal, write
+        self._name = journal.run.name
+        self._delivery = Delivery(store, journal, self._say)
+        self._closing, self._given_up = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._work, name=f"sender of {self._name}", daemon=True)
+
+    def __enter__(self) -> Sender:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._closing.set()
+        self._thread.join(CLOSING_S)
+        if self._thread.is_alive():
+            self._given_up.set()
+            self._write(
+                f"[{self._name}] the tracking store {self._store} has not taken everything; the rest is in "
+                f"{self._journal.folder} and is sent when the run goes on or is registered"
+            )
+
+    def _work(self) -> None:
+        with impatient():
+            failures = 0
+            while not self._given_up.is_set():
+                closing = self._closing.is_set()  # asked first: what is written before closing is sent
+                failures = 0 if self._send(is_first_failure=failures == 0) else failures + 1
+                if closing and not failures:
+                    return
+                if closing:
+                    time.sleep(PERIOD_S)
+                else:
+                    self._closing.wait(min(MAX_BACKOFF_S, PERIOD_S * 2**failures) if failures else PERIOD_S)
+
+    def _send(self, is_first_failure: bool) -> bool:
+        """Whether everything is delivered; says when that begins to fail, and when it works again."""
+        try:
+            self._delivery.send()
+        except Exception as error:  # whatever fails in here, the training goes on
+            if is_first_failure:
+                self._warn(f"cannot be reached ({_brief(error)}); metrics are kept in {self._journal.folder}")
+            return False
+        if not is_first_failure:
+            self._warn("is back and has all metrics")
+        return True
+
+    def _warn(self, line: str) -> None:
+        self._say(f"[{self._name}] the tracking store {self._store} {line}")
+
+    def _say(self, line: str) -> None:
+        if not self._given_up.is_set():
+            self._write(line)
+
+
+def _brief(error: Exception, max_chars: int = 200) -> str:
+    text = " ".join(redacted(str(error)).split()) or type(error).__name__
+    return text if len(text) <= max_chars else text[:max_chars] + "..."

@@ -1,0 +1,56 @@
+"""How the machine of a training does, as MLflow's own monitors see it: processors, memory, disk, network, GPUs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from mlflow.system_metrics.metrics.base_metrics_monitor import BaseMetricsMonitor
+from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
+from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
+from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
+from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
+
+from psclap.training.journal import JournalTracker
+
+PERIOD_S = 10.0
+"""How often a sample is taken."""
+
+
+@contextmanager
+def system_metrics(tracker: JournalTracker) -> Iterator[None]:
+    """Samples this machine for the length of a `with` block, the last time at its end."""
+    monitors, done = _monitors(), threading.Event()
+    _sample(monitors)  # processors are measured from one sample to the next
+    thread = threading.Thread(target=_watch, args=(tracker, monitors, done), name="system metrics", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _watch(tracker: JournalTracker, monitors: list[BaseMetricsMonitor], done: threading.Event) -> None:
+    last = False
+    while not last:
+        last = done.wait(PERIOD_S)
+        tracker.system(_sample(monitors))
+
+
+def _monitors() -> list[BaseMetricsMonitor]:
+    monitors = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
+    with suppress(ImportError, RuntimeError):  # no nvidia-ml-py, or no NVIDIA GPU
+        monitors.append(GPUMonitor())
+    return monitors
+
+
+def _sample(monitors: list[BaseMetricsMonitor]) -> dict[str, float]:
+    """One sample, named as MLflow's page of system metrics looks for them."""
+    values: dict[str, float] = {}
+    for monitor in monitors:
+        monitor.collect_metrics()
+        values |= {f"system/{name}": value for name, value in monitor.aggregate_metrics().items()}
+        monitor.clear_metrics()
+    return values

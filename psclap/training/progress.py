@@ -1,0 +1,163 @@
+"""How a training goes, on the screen: a bar on a terminal, else a line for each record of its journal."""
+
+from __future__ import annotations
+
+import math
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Protocol
+
+from tqdm import tqdm
+
+from psclap.training.journal import Journal, Record, Tail
+
+PERIOD_S = 0.5
+"""How often the journal is looked at."""
+
+_BAR = "{desc} {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt}{postfix}"
+
+
+@contextmanager
+def shown(journal: Journal) -> Iterator[None]:
+    """Shows what a journal gains in a `with` block; what is in it already tells how far the run is."""
+    display: Display = Bar(journal.run.name) if sys.stdout.isatty() else Lines(journal.run.name)
+    tail, done = Tail(journal), threading.Event()
+    for record in tail.new():
+        display.know(record)
+    thread = threading.Thread(target=_follow, args=(tail, display, done), name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        display.close()
+
+
+def say(line: str) -> None:
+    """Prints a line, above the bar where there is one."""
+    with tqdm.external_write_mode(file=sys.stdout):
+        print(line, flush=True)
+
+
+def _follow(tail: Tail, display: Display, done: threading.Event) -> None:
+    last = False
+    while not last:
+        last = done.wait(PERIOD_S)  # what was written before it is set is still shown
+        for record in tail.new():
+            display.know(record)
+            display.show(record)
+
+
+class Display(Protocol):
+    """Shows the records of a run."""
+
+    def know(self, record: Record) -> None:
+        """Learns from a record how far the run is."""
+
+    def show(self, record: Record) -> None:
+        """Shows a record that is new."""
+
+    def close(self) -> None:
+        """The run is over."""
+
+
+class Lines:
+    """One line for each record with a loss and for each validation."""
+
+    def __init__(self, name: str):
+        self._name = name
+        self._total: int | None = None
+
+    def know(self, record: Record) -> None:
+        self._total = total_steps(record) or self._total
+
+    def show(self, record: Record) -> None:
+        if text := figures(record) or validation(record):
+            of_total = f"/{self._total}" if self._total else ""
+            say(f"[{self._name}] step {record['step']}{of_total}  {text}")
+        if record["kind"] == "note":
+            say(f"[{self._name}] {record['text']}")
+
+    def close(self) -> None:
+        pass
+
+
+class Bar:
+    """A bar with the newest figures, and a line above it for each validation."""
+
+    def __init__(self, name: str):
+        self._name = name
+        self._bar = tqdm(desc=name, bar_format=_BAR, file=sys.stdout, dynamic_ncols=True)
+
+    def know(self, record: Record) -> None:
+        self._bar.total = total_steps(record) or self._bar.total
+        if record["kind"] == "metrics":
+            self._bar.n = max(self._bar.n, record["step"])
+
+    def show(self, record: Record) -> None:
+        if text := figures(record):
+            self._bar.set_postfix_str(text, refresh=False)
+        if text := validation(record):
+            say(f"[{self._name}] step {record['step']}  {text}")
+        if record["kind"] == "note":
+            say(f"[{self._name}] {record['text']}")
+        self._bar.refresh()
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+def total_steps(record: Record) -> int | None:
+    """The steps of the whole run, where a record says so."""
+    return record["values"].get("total_steps") if record["kind"] == "params" else None
+
+
+def figures(record: Record) -> str:
+    """The loss and what goes with it; empty for a record without a loss.
+
+    >>> values = {"loss/total": 2.31, "lr": 2e-3, "logit_scale": 14.3, "speed/clips_per_s": 412.0}
+    >>> values |= {"speed/audio_s_per_s": 1200.4, "speed/data_wait_share": 0.031, "speed/eta_s": 3754.0}
+    >>> figures({"kind": "metrics", "step": 10, "values": values})
+    'ETA 1:02:34  loss 2.3100  lr 0.002  scale 14.3  412 clips/s  1200 audio-s/s  data wait 3%'
+    """
+    values = record["values"] if record["kind"] == "metrics" else {}
+    if "loss/total" not in values:
+        return ""
+    return "  ".join(form(values[name]) for name, form in _FIGURES.items() if name in values)
+
+
+def validation(record: Record) -> str:
+    """The validation's metrics; empty for a record without any.
+
+    >>> validation({"kind": "metrics", "step": 10, "values": {"val/R@1": 0.25, "val/MRR": 0.5}})
+    'validation: R@1 0.25  MRR 0.5'
+    """
+    values: Mapping[str, float] = record["values"] if record["kind"] == "metrics" else {}
+    found = [f"{name.removeprefix('val/')} {value:.4g}" for name, value in values.items() if name.startswith("val/")]
+    return "validation: " + "  ".join(found) if found else ""
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds.
+
+    >>> duration(93784.4), duration(float("nan"))
+    ('26:03:04', '?')
+    """
+    if not math.isfinite(seconds):
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+
+
+_FIGURES: dict[str, Callable[[float], str]] = {
+    "speed/eta_s": lambda value: f"ETA {duration(value)}",
+    "loss/total": lambda value: f"loss {value:.4f}",
+    "lr": lambda value: f"lr {value:.3g}",
+    "logit_scale": lambda value: f"scale {value:.3g}",
+    "speed/clips_per_s": lambda value: f"{value:.0f} clips/s",
+    "speed/audio_s_per_s": lambda value: f"{value:.0f} audio-s/s",
+    "speed/data_wait_share": lambda value: f"data wait {value:.0%}",
+}
