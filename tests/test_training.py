@@ -473,9 +473,12 @@ def test_a_process_that_hangs_is_ended_and_leaves_its_stacks(tmp_path: Path) -> 
     assert process.stdout == "alive\n", process.stderr
     assert process.returncode == 1
     assert "waits_for_ever" in report.read_text()
+    with Watchdog(60.0, report) as watchdog:
+        assert watchdog.has_hung
+    assert "waits_for_ever" in report.read_text()
 
 
 def test_the_report_of_a_process_that_did_not_hang_is_gone(tmp_path: Path) -> None:
-    with Watchdog(60.0, tmp_path / "hang.txt"):
-        pass
+    with Watchdog(60.0, tmp_path / "hang.txt") as watchdog:
+        assert not watchdog.has_hung
     assert not list(tmp_path.iterdir())

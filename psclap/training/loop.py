@@ -62,6 +62,8 @@ def train(
     index = training.open_index()
     with Watchdog(training.hang_timeout_s, hang_report) as watchdog:
         trainer = Trainer(training, index, device or torch.device("cpu"), tracker, watchdog)
+        if watchdog.has_hung:
+            tracker.note(f"there was no progress for {training.hang_timeout_s:g} s; {watchdog.report} says where")
         trainer.resume(store)
         return trainer.run(store, signals or NoSignals())
 
