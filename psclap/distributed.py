@@ -91,7 +91,8 @@ def all_gather(local: torch.Tensor) -> torch.Tensor:
 def ring(local: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
     """Yields (rank, that rank's tensor) for every rank, the own first, with gradient; shapes are equal on all.
 
-    The tensors go round from rank to rank: no more than one of another rank is here at a time.
+    The tensors go round from rank to rank, and no more than one of another rank is here at a time, but for what the
+    caller's backward pass keeps.
     """
     held = local
     for hop in range(world_size()):

@@ -111,11 +111,17 @@ def test_sigmoid_in_blocks_is_the_same(block_size: int) -> None:
 
 
 def test_no_matrix_of_all_pairs_is_ever_alive() -> None:
-    """64 x 64 pairs: sigmoid in blocks of 16, InfoNCE's share of 8 rows; forward and backward."""
-    speech, text, ids = unit(64, 4), unit(64, 4), torch.arange(64)
-    with Largest() as of_sigmoid:
-        sigmoid_pairs(speech, text, scalar(10.0), scalar(-3.0), ids, ids, block_size=16).backward()
-    assert of_sigmoid.elements == 16 * 16 == 64 * 4
+    """64 x 64 pairs: sigmoid in blocks of 16 x 16, InfoNCE's share of 8 rows; forward and backward."""
+    speech, text, ids = unit(64, 3), unit(64, 3), torch.arange(64)
+    kept: list[int] = []
+    with (
+        Largest() as of_sigmoid,
+        torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.numel()) or tensor, lambda x: x),
+    ):
+        loss = sigmoid_pairs(speech, text, scalar(10.0), scalar(-3.0), ids, ids, block_size=16)
+        assert max(kept, default=0) <= 64 * 3  # no block waits for the backward pass
+        loss.backward()
+    assert of_sigmoid.elements == 16 * 16
     with Largest() as of_info_nce:
         info_nce(speech, text, scalar(10.0), ids, slice(8, 16)).backward()
     assert of_info_nce.elements == 8 * 64
@@ -140,12 +146,25 @@ def test_no_loss_waits_for_the_device(loss: Callable[..., torch.Tensor]) -> None
 
 
 def test_repeated_captions_are_not_pushed_apart() -> None:
-    """Two clips share a caption: with ids the ideal loss is ln 2 in each direction, without it is the same
-    number, but a speech embedding that leans to either copy is only pulled back when copies are positives."""
-    text = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
-    speech = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
-    loss = info_nce(speech, text, torch.tensor(10.0), torch.tensor([5, 5]))
-    assert loss.item() == pytest.approx(math.log(2))
+    """Clips midway between two copies of their caption, which dropout has made different: as positives they stay
+    there, as negatives each is pulled to its own copy.
+    """
+    text = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    for ids, pull in ((torch.tensor([5, 5]), 0.0), (None, 5.0)):
+        speech = torch.full((2, 2), 0.5**0.5, requires_grad=True)
+        loss = info_nce(speech, text, torch.tensor(10.0), ids)
+        assert loss.item() == pytest.approx(math.log(2))
+        (gradient,) = torch.autograd.grad(loss, speech)
+        assert torch.allclose(gradient, pull / 2 * torch.tensor([[-1.0, 1.0], [1.0, -1.0]]), atol=1e-5)
+
+
+def test_copies_of_equal_embedding_are_no_negatives_of_each_other_even_in_the_paper() -> None:
+    """Without dropout, the target spread over copies and the target on one of them are the same objective."""
+    torch.manual_seed(0)
+    speech, texts, scale = unit(5, 4), unit(2, 4), scalar(14.0)
+    ids = torch.tensor([0, 0, 1, 0, 1])
+    positives, negatives = (info_nce(speech, texts[ids], scale, of_caption) for of_caption in (ids, None))
+    assert_same(positives, negatives, (speech, texts, scale))
 
 
 def test_tag_bce_equals_the_formula_with_its_gradients() -> None:

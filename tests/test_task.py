@@ -1,6 +1,7 @@
 """The task on one process: what a batch carries, gradient caching, and bf16."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from tasks import TAGS, Case, batch_of_rank, build_task, examples, gradients, relative_error
 
+from psclap.models.build import load_model
 from psclap.tags import training_prompts
 from psclap.training import task as task_module
 from psclap.training.batch import ContrastiveCollator
@@ -107,6 +109,32 @@ def test_chunks_are_as_long_as_their_longest_clip(monkeypatch: pytest.MonkeyPatc
     task(batch_of_rank(task, of_all))
     lengths = [len(example.clip) for example in of_all]
     assert shapes == [(4, max(lengths[:4])), (4, max(lengths[4:8])), (2, max(lengths[8:]))]
+
+
+# --- the sigmoid loss's bias ---------------------------------------------------------------------------------
+
+
+def test_a_model_has_a_logit_bias_for_the_sigmoid_loss_only(tmp_path: Path) -> None:
+    """A parameter that the objective never reaches would stop DistributedDataParallel."""
+    assert build_task(Case()).model.logit_bias is None
+    task = build_task(Case("sigmoid"))
+    task.model.logit_bias.data.fill_(-2.5)
+    task.model.save_pretrained(tmp_path)
+    task.processor.save_pretrained(tmp_path)
+    loaded, _ = load_model(tmp_path)
+    assert loaded.logit_bias.item() == -2.5
+
+
+@pytest.mark.parametrize("loss", ["info_nce", "sigmoid"])
+def test_the_model_alone_returns_the_loss_that_it_is_trained_with(loss: str) -> None:
+    """On a batch without repeated captions, as the model does not know which texts are the same."""
+    task = build_task(Case(loss, tag_loss_weight=0.0))
+    batch = batch_of_rank(task, [replace(e, caption=f"Voice {n}.") for n, e in enumerate(examples(5))])
+    output = task.model(batch.input_values, batch.input_ids, batch.audio_mask, batch.text_mask, return_loss=True)
+    assert output.loss.item() == pytest.approx(task(batch).total.item(), rel=1e-6)
+    bias = -3.0 if loss == "sigmoid" else 0.0
+    expected = output.audio_embeds @ output.text_embeds.T / 0.07 + bias
+    torch.testing.assert_close(output.logits_per_audio, expected, rtol=1e-5, atol=1e-5)
 
 
 # --- bf16 ----------------------------------------------------------------------------------------------------

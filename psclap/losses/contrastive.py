@@ -21,8 +21,8 @@ def info_nce(
     """Symmetric InfoNCE of L2-normalised embeddings, pair i being (speech i, text i); a scalar.
 
     With `caption_id_B`, texts of equal id are the same caption and count as equally right answers: a row's
-    target is spread evenly over them. Without, every other text is a negative, as in the paper. Source:
-    ParaSpeechCLAP, contrastive loss.
+    target is spread evenly over them. Without, every other text is a negative, as in the paper. The two differ as
+    far as dropout makes the embeddings of equal texts differ. Source: ParaSpeechCLAP, contrastive loss.
 
     `rows` are the pairs whose share of the loss is wanted, in b x B time and memory: the mean over B pairs is
     the sum of the shares of disjoint rows that make up the batch.

@@ -1,7 +1,8 @@
 """The pairwise sigmoid loss (SigLIP, arXiv 2303.15343, equation 1 and section 3.3).
 
 Every pair of a clip and a text is a question of its own, right or wrong, so the loss is a plain sum over pairs: it
-is computed block by block, and no matrix of all pairs is ever alive.
+is computed block by block, and no matrix of all pairs is ever alive. With several ranks the texts go round, see
+`psclap.distributed.ring`, and each rank sums over its own clips.
 
 Axes: B clips, N texts, b and n those of a block, D embedding dimensions.
 """

@@ -1,6 +1,7 @@
 """The contrastive task: a dual encoder, its losses, and how its batches are made.
 
-Axes: B clips of the global batch, b those of this rank, N this rank's texts, V tags, D embedding dimensions.
+Axes: B clips of the global batch, b those of this rank, N this rank's texts, P its prompts among them, V tags, D
+embedding dimensions.
 """
 
 from __future__ import annotations
@@ -61,11 +62,11 @@ class ContrastiveTask(nn.Module):
         Every rank computes its share of each loss, that of its own clips and captions against everyone's.
         """
         speech_bD, texts_ND = self._embed(batch)
-        caption_bD, prompt_D = texts_ND[: len(speech_bD)], texts_ND[len(speech_bD) :]
+        caption_bD, prompt_PD = texts_ND[: len(speech_bD)], texts_ND[len(speech_bD) :]
         caption_id_B, is_finite_B = self._of_all_ranks(batch, speech_bD, caption_bD)
         shares = [self._contrastive_share(speech_bD, caption_bD, caption_id_B)]
         if self.config.tag_loss_weight:
-            prompt_VD = distributed.join_shares(distributed.all_gather(prompt_D), len(self.tag_names))
+            prompt_VD = distributed.join_shares(distributed.all_gather(prompt_PD), len(self.tag_names))
             shares += tag_bce(speech_bD, prompt_VD, batch.tags)
 
         contrastive, *tag_sum_and_count = distributed.sum_of_shares(torch.stack(shares)).unbind()
@@ -91,9 +92,10 @@ class ContrastiveTask(nn.Module):
     ) -> torch.Tensor:
         own = slice(distributed.rank() * len(speech_bD), (distributed.rank() + 1) * len(speech_bD))
         scale, bias = self.model.logit_scale, self.model.logit_bias
-        if bias is None:
+        if self.config.contrastive_loss == "info_nce":
             speech_BD, caption_BD = distributed.all_gather(torch.cat([speech_bD, caption_bD], 1)).chunk(2, dim=1)
             return info_nce(speech_BD, caption_BD, scale, caption_id_B, own)
+        assert bias is not None  # build_training_model gives one to the model of a sigmoid loss
         ids = caption_id_B.split(len(speech_bD))
         share = speech_bD.new_zeros(())
         for rank, text_bD in distributed.ring(caption_bD):
