@@ -21,7 +21,7 @@ class Watchdog:
 
     def __enter__(self) -> Watchdog:
         # 2 is standard error itself, whatever stands in for it in this process.
-        self._stream = open(self.report or 2, "w", closefd=self._report is not None)
+        self._stream = open(self.report or 2, "a", closefd=self.report is not None)
         self.alive()
         return self
 
