@@ -46,9 +46,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Trained:
-    """The outcome of a run: its journal, the metrics of the chosen checkpoint, and the storage that holds both."""
+    """The outcome of a run: its journal, the step and the metrics of the best checkpoint, and its storage."""
 
     journal: Journal
+    step: int
     metrics: Mapping[str, float]
     storage: Path
 
@@ -80,7 +81,7 @@ def train_variant(run: Run, model_folder: Path) -> Trained:
             shutil.copyfile(checkpoint / name, partial / name)
         progress = read_progress(partial)
     JournalTracker(journal).tags({"checkpoint.best": model_folder.absolute().as_uri(), "checkpoint.latest": "removed"})
-    return Trained(journal, {"step": progress.step, **progress.metrics}, folder)
+    return Trained(journal, progress.step, progress.metrics, folder)
 
 
 def _identity(training: Training, index: ShardIndex) -> str:

@@ -10,6 +10,7 @@ from pipelines.train import Run, train_variant
 from psclap.config import Params
 from psclap.files import atomic_folder, sha256_file
 from psclap.shards.index import ShardIndex
+from psclap.training.progress import headline
 from psclap.training.spec import Training
 from stages import LOCK, MODELS, RUN_STORAGE, SHARDS, TRACKING_STORE, TRAINING
 from stages._main import run_stage
@@ -40,8 +41,8 @@ def main(params: Params, variant: str) -> None:
         shutil.copytree(trained.journal.folder, folder, dirs_exist_ok=True)
         _write_history(folder / "history.csv", trained.journal.history())
     trained.remove_storage()
-    values = "  ".join(f"{name} {value:.4g}" for name, value in trained.metrics.items())
-    print(f"train: {variant}: best checkpoint in {MODELS / variant}: {values}")
+    best = f"best checkpoint, of step {trained.step}, in {MODELS / variant}"
+    print(f"train: {variant}: {best}; {headline(trained.metrics)}")
 
 
 _SOURCES = ("psclap", "pipelines", "stages", "params.yaml", "dvc.yaml", "requirements.lock")

@@ -130,13 +130,17 @@ def figures(record: Record) -> str:
 
 
 def validation(record: Record) -> str:
-    """The validation's metrics; empty for a record without any.
+    """The main figures of a validation; empty for a record without any.
 
-    >>> validation({"kind": "metrics", "step": 10, "values": {"val/R@1": 0.25, "val/MRR": 0.5}})
-    'validation: R@1 0.25  MRR 0.5'
+    >>> validation({"kind": "metrics", "step": 10, "values": {"val/R@1": 0.25, "val/MRR": 0.5, "val/mean_rank": 7}})
+    'validation: MRR 0.5  R@1 0.25'
     """
-    values: Mapping[str, float] = record["values"] if record["kind"] == "metrics" else {}
-    found = [f"{name.removeprefix('val/')} {value:.4g}" for name, value in values.items() if name.startswith("val/")]
+    return headline(record["values"]) if record["kind"] == "metrics" else ""
+
+
+def headline(metrics: Mapping[str, float]) -> str:
+    """The main figures of a validation, where there are any."""
+    found = [f"{name} {metrics[f'val/{name}']:.4g}" for name in _VALIDATION if f"val/{name}" in metrics]
     return "validation: " + "  ".join(found) if found else ""
 
 
@@ -151,6 +155,8 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
+
+_VALIDATION = ("MRR", "R@1", "R@10", "text_to_audio/R@1", "text_to_audio/R@10", "UAR")
 
 _FIGURES: dict[str, Callable[[float], str]] = {
     "speed/eta_s": lambda value: f"ETA {duration(value)}",
