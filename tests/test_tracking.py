@@ -156,10 +156,7 @@ deliver(TrackingStore(sys.argv[1], None), Journal(Path(sys.argv[2])))
 
 
 @pytest.mark.parametrize("call", ["create_run", "log_batch", "update_run", "set_tag"])
-def test_a_sender_that_is_killed_doubles_and_loses_nothing(
-    journal: Journal, store: TrackingStore, call: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_LOGGING", "true")  # must not make notes of what is not sent yet
+def test_a_sender_that_is_killed_doubles_and_loses_nothing(journal: Journal, store: TrackingStore, call: str) -> None:
     JournalTracker(journal).status("RUNNING")
     log(journal, 0, 20)
     command = [sys.executable, "-c", _KILLED, store.uri, str(journal.folder), call]
