@@ -1,8 +1,10 @@
-"""The demo's quality over training seeds: every variant is trained and tested, chosen on val, on the same shards.
+"""The demo's quality over training seeds and options: every variant is trained and tested on the same shards.
 
-Needs data/shards (`dvc repro shard`). Prints a Markdown table; about 6 minutes a seed on 2 cores.
+The checkpoint is chosen on val. Needs data/shards (`dvc repro shard`). Prints a Markdown table; about 6 minutes a
+seed on 2 cores.
 
     python benchmarks/demo_seeds.py --seeds 3407 1 2
+    python benchmarks/demo_seeds.py --seeds 3407 1 2 --set duplicate_captions=negatives
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ import argparse
 import dataclasses
 import tempfile
 from pathlib import Path
+
+import yaml
 
 from pipelines.cluster import ray_session
 from pipelines.tracking import TrackingStore
@@ -26,15 +30,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[3407, 1, 2])
     parser.add_argument("--shards", type=Path, default=Path("data/shards"))
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="keys of train.* in every variant")
     arguments = parser.parse_args()
     params = load_params("params.yaml")
+    changes = {key: yaml.safe_load(value) for key, value in (change.split("=", 1) for change in arguments.set)}
     test_sets = TestSets(ShardIndex(arguments.shards), params.evaluate)
     attributes = params.evaluate.attributes
     print("| seed | variant | intrinsic R@1 / R@10 | situational | combined |", " | ".join(attributes), "|")
     print("|" + "---|" * (5 + len(attributes)))
     with tempfile.TemporaryDirectory() as folder, ray_session():
         for seed in arguments.seeds:
-            for variant, config in params.train.items():
+            for variant, published in params.train.items():
+                config = dataclasses.replace(published, **changes)
                 model = Path(folder) / f"{variant}-{seed}"
                 run = Run(
                     name=variant,

@@ -28,7 +28,7 @@ from pipelines.tracking import STORE_NAME, TrackingStore
 from psclap import audio
 from psclap.errors import PsclapError
 from psclap.files import sha256_file
-from psclap.schema import OPTIMIZER_NAME
+from psclap.schema import TRAINER_STATE_NAME
 
 _ARTIFACT = "model"
 _REQUIREMENTS = (
@@ -75,7 +75,7 @@ def register(
     if version is None:
         with mlflow.start_run(run_id=run_id), tempfile.TemporaryDirectory() as folder:
             served = Path(folder) / _ARTIFACT
-            shutil.copytree(model_folder, served, ignore=shutil.ignore_patterns(OPTIMIZER_NAME))
+            shutil.copytree(model_folder, served, ignore=shutil.ignore_patterns(TRAINER_STATE_NAME))
             logged = mlflow.pyfunc.log_model(
                 name=_ARTIFACT,
                 python_model=serving.__file__,

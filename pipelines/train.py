@@ -9,20 +9,23 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psclap
 from pipelines.cluster import num_cpus, num_gpus, ray_session
 from pipelines.sender import reported
+from pipelines.stopping import RaySignals, StopFlag, run_until_stopped
 from pipelines.system_metrics import system_metrics
 from pipelines.tracking import TrackingStore
 from psclap.config import ResourcesConfig
 from psclap.errors import PsclapError
 from psclap.files import atomic_folder
 from psclap.shards.index import ShardIndex
+from psclap.training.checkpoint import read_progress
 from psclap.training.journal import Journal, JournalTracker
-from psclap.training.loop import SELECTION_METRIC, check_training, train
+from psclap.training.loop import check_training, train
+from psclap.training.progress import say
 from psclap.training.spec import Training
+from psclap.training.store import CheckpointStore
 from psclap.training.tracker import NullTracker, Tracker
 
 _JOURNAL_NAME = "journal"
@@ -55,7 +58,7 @@ class Trained:
 
 
 def train_variant(run: Run, model_folder: Path) -> Trained:
-    """Trains and leaves the best checkpoint, by SELECTION_METRIC, in `model_folder`.
+    """Trains and leaves the best checkpoint, by `best_metric`, in `model_folder`.
 
     What a restart needs is kept under `run.storage` until `remove_storage`: the same call after a crash or an
     interrupt goes on from the last checkpoint, in the same MLflow run, as long as data, configuration and
@@ -69,10 +72,15 @@ def train_variant(run: Run, model_folder: Path) -> Trained:
         folder = run.storage.absolute() / f"{run.name}-{identity[:12]}"
         journal = _journal(run, folder)
         with reported(journal, run.store, {**run.tags, "workers": str(workers)}):
-            best = _fit(run, folder, journal, workers)
-        with atomic_folder(model_folder) as partial:
-            shutil.copytree(best[0].path, partial, dirs_exist_ok=True)
-    return Trained(journal, best[1], folder)
+            _fit(run, folder, journal, workers)
+    store = _store(run, folder)
+    best = store.best()
+    with store.reading(best) as checkpoint, atomic_folder(model_folder) as partial:
+        for name in best.files:
+            shutil.copyfile(checkpoint / name, partial / name)
+        progress = read_progress(partial)
+    JournalTracker(journal).tags({"checkpoint.best": model_folder.absolute().as_uri(), "checkpoint.latest": "removed"})
+    return Trained(journal, {"step": progress.step, **progress.metrics}, folder)
 
 
 def _identity(training: Training, index: ShardIndex) -> str:
@@ -108,15 +116,19 @@ def _journal(run: Run, folder: Path) -> Journal:
     return Journal.start(folder / _JOURNAL_NAME, run.experiment, run.name)
 
 
-def _fit(run: Run, folder: Path, journal: Journal, workers: int) -> tuple[Any, Mapping[str, float]]:
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
+def _fit(run: Run, folder: Path, journal: Journal, workers: int) -> None:
+    """Trains to the end. Raises KeyboardInterrupt where a signal ended it before, with a checkpoint written."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
     from ray.train.torch import TorchConfig, TorchTrainer
 
     use_gpu = num_gpus() > 0
-    threads = run.resources.threads_per_cpu_worker
+    threads = None if use_gpu else run.resources.threads_per_cpu_worker
+    flag = StopFlag()
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"training": run.training, "journal": journal, "threads": None if use_gpu else threads},
+        train_loop_config={
+            "worker": _Worker(run.training, _store(run, folder), journal, flag, threads, folder / "hangs")
+        },
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=workers,
@@ -127,53 +139,57 @@ def _fit(run: Run, folder: Path, journal: Journal, workers: int) -> tuple[Any, M
             name="ray",
             storage_path=str(folder),
             failure_config=FailureConfig(max_failures=run.resources.max_failures),
-            checkpoint_config=CheckpointConfig(
-                num_to_keep=2, checkpoint_score_attribute=SELECTION_METRIC, checkpoint_score_order="max"
-            ),
         ),
     )
     try:
-        result = trainer.fit()
-    except SystemExit:  # Ray Train's answer to Ctrl-C, after it has stopped the workers
-        raise KeyboardInterrupt from None
+        _, stopped = run_until_stopped(trainer.fit, flag, say)
     except WorkerGroupError as error:
         # What a user can mend ends as its own sentence, not as a report on workers.
         for failure in error.worker_failures.values():
             if isinstance(cause := getattr(failure, "_base_exc", failure), PsclapError):
                 raise PsclapError(f"{run.name}: {cause}") from error
         raise
-    # Of equal scores the later checkpoint: it has seen more.
-    return max(result.best_checkpoints, key=lambda pair: (pair[1][SELECTION_METRIC], pair[1]["step"]))
+    if stopped:
+        raise KeyboardInterrupt
 
 
-def _work(config: dict[str, Any]) -> None:
+@dataclass(frozen=True)
+class _Worker:
+    """What a worker needs; it is sent to each."""
+
+    training: Training
+    store: CheckpointStore
+    journal: Journal
+    flag: StopFlag
+    threads: int | None
+    hangs: Path
+
+
+def _work(config: Mapping[str, _Worker]) -> None:
     """One worker; runs in a process of Ray's."""
     import ray.train
+    import ray.train.torch
     import torch
 
-    if config["threads"]:
-        torch.set_num_threads(config["threads"])
+    worker = config["worker"]
+    if worker.threads:
+        torch.set_num_threads(worker.threads)
+    rank = ray.train.get_context().get_world_rank()
+    worker.hangs.mkdir(exist_ok=True)
     with contextlib.ExitStack() as stack:
         tracker: Tracker = NullTracker()
-        if ray.train.get_context().get_world_rank() == 0:
-            tracker = journal_tracker = JournalTracker(config["journal"])
+        if rank == 0:
+            tracker = journal_tracker = JournalTracker(worker.journal)
             stack.enter_context(system_metrics(journal_tracker))
-        _train(config["training"], tracker)
+        train(
+            worker.training,
+            tracker,
+            worker.store,
+            device=ray.train.torch.get_device(),
+            signals=RaySignals(worker.flag, worker.training.train.log_every),
+            hang_report=worker.hangs / f"rank-{rank}.txt",
+        )
 
 
-def _train(training: Training, tracker: Tracker) -> None:
-    """Trains from the last checkpoint on, and hands each new one to Ray Train."""
-    import ray.train
-    import ray.train.torch
-
-    def on_checkpoint(folder: Path | None, metrics: Mapping[str, float]) -> None:
-        checkpoint = ray.train.Checkpoint.from_directory(folder) if folder else None
-        ray.train.report(dict(metrics), checkpoint=checkpoint)
-
-    last = ray.train.get_checkpoint()
-    device = ray.train.torch.get_device()
-    if last is None:
-        train(training, tracker, on_checkpoint, device=device)
-        return
-    with last.as_directory() as folder:
-        train(training, tracker, on_checkpoint, resume_from=Path(folder), device=device)
+def _store(run: Run, folder: Path) -> CheckpointStore:
+    return CheckpointStore(folder / "checkpoints", run.training.checkpoints)

@@ -1,9 +1,26 @@
-"""Rank, world size, and gathering with gradient; with no process group, rank 0 of 1."""
+"""Rank, world size, and exchange with gradient; with no process group, rank 0 of 1.
+
+Why the gradient of an objective does not depend on the number of ranks W. The loss of the global batch is a sum of
+shares, L = sum_r L_r, of which rank r computes only its own: that of its own clips and texts against everyone's.
+
+    1. Rank r embeds z_r with the parameters t. Every share may depend on every z: L_s(z_1 .. z_W, t), by way of
+       `all_gather` or `ring`.
+    2. `sum_of_shares` returns L on every rank, and W L_r is what the backward pass of rank r starts from.
+    3. The backward pass of `all_gather` and `ring` gives rank r what all shares say of its embeddings, summed:
+       sum_s W dL_s/dz_r = W dL/dz_r.
+    4. So rank r's gradient of t is W (dL/dz_r dz_r/dt + dL_r/dt); the second part is that of parameters which act
+       after the exchange, such as the logit scale.
+    5. DistributedDataParallel takes the mean over ranks: sum_r dL/dz_r dz_r/dt + sum_r dL_r/dt, which is dL/dt.
+
+All of it holds for sums of shares only: what is divided by (a number of clips) is the same global number everywhere.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -21,30 +38,72 @@ def world_size() -> int:
 class _AllGather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, local: torch.Tensor) -> torch.Tensor:
-        ctx.local_size = len(local)
-        parts = [torch.empty_like(local) for _ in range(world_size())]
-        dist.all_gather(parts, local.contiguous())
-        return torch.cat(parts)
+        gathered = local.new_empty((world_size() * len(local), *local.shape[1:]))
+        dist.all_gather_into_tensor(gathered, local.contiguous())
+        return gathered
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
-        gradient = gradients[0].contiguous()
-        dist.all_reduce(gradient)
-        start = rank() * ctx.local_size
-        return gradient[start : start + ctx.local_size]
+        gathered = gradients[0]
+        own = gathered.new_empty((len(gathered) // world_size(), *gathered.shape[1:]))
+        dist.reduce_scatter_tensor(own, gathered.contiguous())
+        return own
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, share: torch.Tensor) -> torch.Tensor:
+        total = share.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        return world_size() * gradients[0]
+
+
+class _PassOn(torch.autograd.Function):
+    """To the next rank; the gradient comes back from there."""
+
+    @staticmethod
+    def forward(ctx: Any, held: torch.Tensor) -> torch.Tensor:
+        return _shift(held, 1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        return _shift(gradients[0], -1)
+
+
+def _shift(held: torch.Tensor, places: int) -> torch.Tensor:
+    received = torch.empty_like(held, memory_format=torch.contiguous_format)
+    send = dist.P2POp(dist.isend, held.contiguous(), (rank() + places) % world_size())
+    receive = dist.P2POp(dist.irecv, received, (rank() - places) % world_size())
+    for work in dist.batch_isend_irecv([send, receive]):
+        work.wait()
+    return received
 
 
 def all_gather(local: torch.Tensor) -> torch.Tensor:
-    """Concatenates every rank's (n, ...) tensor, n equal on all, to (W n, ...), with gradient.
-
-    Why the objective does not depend on the number of ranks W: every rank computes the same loss L of the
-    gathered batch z = (z_1 .. z_W). The backward pass of the gather sums dL/dz_r over the ranks' W equal
-    copies of L, which gives W dL/dz_r. With it rank r's gradient of a parameter t that acts through z_r is
-    W dL/dz_r dz_r/dt, and the mean over ranks, which DistributedDataParallel takes, is
-    sum_r dL/dz_r dz_r/dt = dL/dt. A parameter that acts after the gather (the logit scale) has dL/dt on
-    every rank, and its mean is dL/dt too.
-    """
+    """Concatenates every rank's (n, ...) tensor, n equal on all, to (W n, ...), with gradient."""
     return _AllGather.apply(local) if world_size() > 1 else local
+
+
+def ring(local: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yields (rank, that rank's tensor) for every rank, the own first, with gradient; shapes are equal on all.
+
+    The tensors go round from rank to rank, and no more than one of another rank is here at a time, but for what the
+    caller's backward pass keeps.
+    """
+    held = local
+    for hop in range(world_size()):
+        if hop:
+            held = _PassOn.apply(held)
+        yield (rank() - hop) % world_size(), held
+
+
+def sum_of_shares(share: torch.Tensor) -> torch.Tensor:
+    """The sum of every rank's tensor, the same on all; its gradient is W times that of the own share."""
+    return _Sum.apply(share) if world_size() > 1 else share
 
 
 def my_share(count: int) -> list[int]:
@@ -69,3 +128,24 @@ def join_shares(gathered: torch.Tensor, count: int) -> torch.Tensor:
     per_rank = len(gathered) // world_size()
     interleaved = gathered.unflatten(0, (world_size(), per_rank)).transpose(0, 1).flatten(0, 1)
     return interleaved[:count]
+
+
+class HostGroup:
+    """Exchanges small values between the ranks' processors: no GPU is waited for. All ranks make the same calls."""
+
+    def __init__(self) -> None:
+        # gloo beside nccl; where the ranks speak gloo already, their own group will do.
+        needs_own = dist.is_initialized() and dist.get_backend() != "gloo"
+        self._group = dist.new_group(backend="gloo") if needs_own else None
+
+    def sum(self, values: np.ndarray) -> np.ndarray:
+        """The sum of every rank's int64 values."""
+        if world_size() == 1:
+            return values
+        total = torch.from_numpy(values.copy())
+        dist.all_reduce(total, group=self._group)
+        return total.numpy()
+
+    def of_first(self, value: int) -> int:
+        """Rank 0's value."""
+        return int(self.sum(np.array([value if rank() == 0 else 0]))[0])

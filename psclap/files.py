@@ -80,6 +80,16 @@ def write_json(path: Path | str, value: Any) -> None:
         partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def sync_folder(folder: Path | str) -> None:
+    """Waits until the files right in a folder, and their names, are on the disk."""
+    for path in [*Path(folder).iterdir(), Path(folder)]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def sha256_file(path: Path | str) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as stream:

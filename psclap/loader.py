@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -61,6 +61,11 @@ class Stream:
     batch_size: int
     seed: int
     options: SamplingConfig
+
+    @cached_property
+    def rows(self) -> np.ndarray:
+        """The row of the index that each example is."""
+        return np.concatenate([view.rows for view in self.views])
 
     def plan(self, epoch: int) -> EpochPlan:
         """The global batches of an epoch; errors as `EpochPlan`."""
@@ -113,7 +118,6 @@ class Loader:
             _check_shared_memory(stream, loading, max_crop)
         self._batches = _Batches(stream.index.store, collator, stream.seed, max_crop)
         self._source_of_example = np.repeat(np.arange(len(stream.views)), stream.examples.source_sizes)
-        self._row_of_example = np.concatenate([view.rows for view in stream.views])
 
     def __iter__(self) -> Iterator[tuple[Position, Any]]:
         """Yields (the position after this batch, this rank's batch)."""
@@ -169,7 +173,7 @@ class Loader:
             position,
             Position(position.epoch + 1, 0) if is_last else Position(position.epoch, position.step + 1),
             position.step * self._stream.batch_size + self._share.start,
-            tuple(self._stream.index.place(int(row)) for row in self._row_of_example[numbers]),
+            tuple(self._stream.index.place(int(row)) for row in self._stream.rows[numbers]),
             tuple(self._stream.views[source].caption_set for source in self._source_of_example[numbers]),
         )
 

@@ -109,5 +109,5 @@ def locate(audio: str, folder: Path) -> str:
     return audio if is_remote(audio) else str(folder / audio)
 
 
-OPTIMIZER_NAME = "optimizer.safetensors"
+TRAINER_STATE_NAME = "trainer.safetensors"
 """The one file of a checkpoint folder that only training needs."""

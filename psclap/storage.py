@@ -120,12 +120,24 @@ def writing(location: str | Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="psclap-") as folder:
         path = Path(folder) / "file"
         yield path
-        with reaching(location):
-            filesystem, target = resolve(location)
-            try:
-                filesystem.put_file(str(path), target)
-            except FileNotFoundError as error:  # of the bucket
-                raise PsclapError(f"cannot write {location}: {error}; make the bucket, or correct the URL") from error
+        upload(path, location)
+
+
+def upload(path: Path, location: str | Path) -> None:
+    """Copies a local file to a remote location, where it stands whole or not at all."""
+    with reaching(location):
+        filesystem, target = resolve(location)
+        try:
+            filesystem.put_file(str(path), target)
+        except FileNotFoundError as error:  # of the bucket
+            raise PsclapError(f"cannot write {location}: {error}; make the bucket, or correct the URL") from error
+
+
+def download(location: str | Path, path: Path) -> None:
+    """Copies a remote file here. Raises FileNotFoundError where there is none."""
+    with reaching(location):
+        filesystem, source = resolve(location)
+        filesystem.get_file(source, str(path))
 
 
 def sizes(folder: str | Path) -> dict[str, int]:
@@ -140,6 +152,18 @@ def sizes(folder: str | Path) -> dict[str, int]:
     except FileNotFoundError:
         return {}
     return {entry["name"].rstrip("/").rsplit("/", 1)[-1]: entry["size"] for entry in listed if entry["type"] == "file"}
+
+
+def folders(folder: str | Path) -> list[str]:
+    """The names of the folders right in a folder, in order; none where there is no such folder."""
+    try:
+        with reaching(folder):
+            filesystem, path = resolve(folder)
+            filesystem.invalidate_cache()
+            listed = filesystem.ls(path, detail=True)
+    except FileNotFoundError:
+        return []
+    return sorted(entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in listed if entry["type"] == "directory")
 
 
 def remove(location: str | Path) -> None:

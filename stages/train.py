@@ -20,7 +20,15 @@ def main(params: Params, variant: str) -> None:
     index = ShardIndex(SHARDS)
     run = Run(
         name=variant,
-        training=Training(index.location, params.model, params.train[variant], params.seed, params.resources.loading),
+        training=Training(
+            index.location,
+            params.model,
+            params.train[variant],
+            params.seed,
+            params.resources.loading,
+            params.resources.checkpoints,
+            params.resources.hang_timeout_s,
+        ),
         resources=params.resources,
         storage=RUN_STORAGE,
         store=store,
@@ -56,8 +64,10 @@ def _git(*arguments: str) -> str:
 
 
 def _write_history(path: Path, rows: list[dict[str, float]]) -> None:
-    # Speeds are left to the journal: they differ from run to run.
-    columns = sorted({name for row in rows for name in row if not name.startswith("speed/")} - {"step"})
+    # Left to the journal is what differs between equal runs: speeds, and shares since the last interrupt.
+    columns = sorted(
+        {name for row in rows for name in row if not name.startswith(("speed/", "batch_share/"))} - {"step"}
+    )
     with open(path, "w", newline="") as stream:
         writer = csv.DictWriter(stream, ["step", *columns], extrasaction="ignore")
         writer.writeheader()

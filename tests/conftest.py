@@ -1,3 +1,4 @@
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -5,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from hypothesis import settings
 from tracking_server import TrackingServer
@@ -18,6 +20,10 @@ from psclap.shards.writer import ShardJob, write_shards
 # Derandomised: a run finds the same examples everywhere, so a failure is never a matter of luck.
 settings.register_profile("psclap", deadline=None, derandomize=True, database=None)
 settings.load_profile("psclap")
+
+# The tests' models are so small that more threads only wait for each other, here and in the processes they start.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 WAVLM = {
@@ -49,6 +55,9 @@ SHARDING = ShardConfig(
 )
 """Shards as the demo makes them, but smaller."""
 
+MINI_CORPUS = {"train_clips": 96, "val_clips": 24, "test_clips": 48}
+"""The options of a small demo corpus."""
+
 
 @pytest.fixture
 def params_mapping() -> dict[str, Any]:
@@ -60,7 +69,7 @@ def params_mapping() -> dict[str, Any]:
 def mini_corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Utterance]]:
     """A small demo corpus: its folder and its utterances, whose audio paths are absolute. Not to be changed."""
     folder = tmp_path_factory.mktemp("corpus")
-    corpus = build_corpus("demo", {"train_clips": 96, "val_clips": 24, "test_clips": 48})
+    corpus = build_corpus("demo", MINI_CORPUS)
     utterances = corpus.utterances(folder, processes=2)
     return folder, [replace(utterance, audio=str(folder / utterance.audio)) for utterance in utterances]
 

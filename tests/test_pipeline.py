@@ -207,7 +207,10 @@ def copy(project: Project, server: str, tmp_path: Path) -> Project:
     return Project(tmp_path, server)
 
 
-def interrupt(project: Project, *command: str, at_work: str) -> str:
+DVC_STAGE_FAILED = 255
+
+
+def interrupt(project: Project, *command: str, at_work: str, status: int = 130) -> str:
     """Runs a command until a file of the pattern `at_work` is there, then Ctrl-C; returns what it said.
 
     The signal goes to the whole process group, as a terminal sends it.
@@ -220,7 +223,7 @@ def interrupt(project: Project, *command: str, at_work: str) -> str:
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=120)
-    assert process.returncode == 130, err
+    assert process.returncode == status, err
     assert "interrupted" in err
     assert "Traceback" not in err
     return err
@@ -248,12 +251,12 @@ def test_an_interrupted_training_goes_on_and_ends_the_same(copy: Project, projec
     command = ("python", "-m", "stages.train", "situational")
     model = copy.folder / "models/situational"
     shutil.rmtree(model)
-    interrupt(copy, *command, at_work="runs/situational-*/ray/checkpoint_*")
+    interrupt(copy, *command, at_work="runs/situational-*/checkpoints/step-*")
     assert not list((copy.folder / "models").glob("*situational*"))
     output = copy.run(*command)
     assert "going on with the interrupted run" in output
     assert "the tracking store http://127.0.0.1:9 has not taken everything" in output
-    for name in ("model.safetensors", "optimizer.safetensors", "progress.json"):
+    for name in ("model.safetensors", "trainer.safetensors", "progress.json"):
         assert (model / name).read_bytes() == (project.folder / "models/situational" / name).read_bytes(), name
     history = "training/situational/history.csv"
     assert (copy.folder / history).read_text() == (project.folder / history).read_text()
@@ -262,6 +265,21 @@ def test_an_interrupted_training_goes_on_and_ends_the_same(copy: Project, projec
     run_id = copy.json("registered/situational.json")["run_id"]
     assert run_id != project.json("registered/situational.json")["run_id"]
     check_run(MlflowClient(server), run_id)
+
+
+def test_dvc_repro_goes_on_with_an_interrupted_training(project: Project) -> None:
+    """DVC deletes a stage's outputs before it runs it again; the checkpoints are not among them."""
+    params = project.folder / "params.yaml"
+    before = params.read_text()
+    params.write_text(before.replace("weight_decay: 0.01", "weight_decay: 0.02"))
+    try:
+        checkpoints = "runs/situational-*/checkpoints/step-*"
+        interrupt(project, "dvc", "repro", "train@situational", at_work=checkpoints, status=DVC_STAGE_FAILED)
+        output = project.run("dvc", "repro", "train@situational")
+    finally:
+        params.write_text(before)
+    assert "going on from step" in output
+    assert not list((project.folder / "runs").glob("situational-*"))
 
 
 def check_run(client: MlflowClient, run_id: str) -> None:

@@ -5,6 +5,7 @@ Source: ParaSpeechCLAP, evaluation; the candidates are those of the attribute th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,14 +41,8 @@ class ClassificationSet:
         """The test set of an attribute. Raises PsclapError where fewer than two candidates occur."""
         if attribute not in ATTRIBUTES:
             raise PsclapError(f"evaluate.attributes: unknown attribute {attribute!r}; known: {', '.join(ATTRIBUTES)}")
-        carried: dict[int, str] = {}
-        rows = index.rows_of(split)
-        table = index.take(rows, ["intrinsic_tags", "situational_tags", "classification_tags"])
-        for number, row in zip(rows.tolist(), table.to_pylist(), strict=True):
-            labels = row["classification_tags"] or row["intrinsic_tags"] + row["situational_tags"]
-            if len(tags := {*labels} & {*ATTRIBUTES[attribute]}) == 1:
-                carried[number] = tags.pop()
-        candidates = tuple(tag for tag in ATTRIBUTES[attribute] if tag in set(carried.values()))
+        carried = _carried(_labels(index, split), attribute)
+        candidates = _candidates(carried, attribute)
         if len(candidates) < 2:
             raise PsclapError(
                 f"evaluate.attributes: {attribute!r} cannot be scored on {split}: its clips carry "
@@ -55,6 +50,32 @@ class ClassificationSet:
             )
         actual = np.array([candidates.index(tag) for tag in carried.values()])
         return cls(attribute, candidates, np.array(list(carried)), actual)
+
+
+def carried_attributes(index: ShardIndex, split: Split) -> tuple[str, ...]:
+    """The attributes that can be scored on a split: its clips carry two candidates or more."""
+    labels = _labels(index, split)
+    return tuple(name for name in ATTRIBUTES if len(_candidates(_carried(labels, name), name)) >= 2)
+
+
+def _labels(index: ShardIndex, split: Split) -> dict[int, set[str]]:
+    """What each clip of a split is labelled with, by its row."""
+    rows = index.rows_of(split)
+    table = index.take(rows, ["intrinsic_tags", "situational_tags", "classification_tags"])
+    return {
+        number: {*(row["classification_tags"] or row["intrinsic_tags"] + row["situational_tags"])}
+        for number, row in zip(rows.tolist(), table.to_pylist(), strict=True)
+    }
+
+
+def _carried(labels: Mapping[int, set[str]], attribute: str) -> dict[int, str]:
+    """The candidate that each clip carries, where it is one."""
+    candidates = {*ATTRIBUTES[attribute]}
+    return {row: tag for row, tags in labels.items() if len(tags & candidates) == 1 for tag in tags & candidates}
+
+
+def _candidates(carried: Mapping[int, str], attribute: str) -> tuple[str, ...]:
+    return tuple(tag for tag in ATTRIBUTES[attribute] if tag in set(carried.values()))
 
 
 def classify(speech_ND: np.ndarray, prompt_KD: np.ndarray) -> np.ndarray:

@@ -27,7 +27,7 @@ class TestSets:
             ClassificationSet.of(index, config.split, attribute) for attribute in config.attributes
         ]
         rows = [s.rows for s in self.retrieval.values()] + [s.rows for s in self.classification]
-        self._rows = np.unique(np.concatenate(rows))
+        self.rows = np.unique(np.concatenate(rows))
 
     def evaluate(self, embedder: Embedder) -> dict[str, Any]:
         """`{"retrieval": {caption set: ...}, "classification": {attribute: ...}}`."""
@@ -36,10 +36,13 @@ class TestSets:
                 f"the model hears {embedder.sample_rate_hz} Hz and the shards hold {self.index.sample_rate_hz} Hz; "
                 "set shard.sample_rate_hz to the model's rate"
             )
-        speech = embedder.embed_audio(self.index.read_clip(int(row)) for row in self._rows)
+        return self.score(embedder.embed_audio(self.index.read_clip(int(row)) for row in self.rows), embedder)
+
+    def score(self, speech: np.ndarray, embedder: Embedder) -> dict[str, Any]:
+        """As `evaluate`, from the embeddings of the clips `rows`."""
 
         def speech_of(rows: np.ndarray) -> np.ndarray:
-            return speech[np.searchsorted(self._rows, rows)]
+            return speech[np.searchsorted(self.rows, rows)]
 
         return {
             "retrieval": {

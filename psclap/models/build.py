@@ -30,12 +30,16 @@ _SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 
 
 def build_model(
-    config: ModelConfig, texts: Iterable[str], sample_rate_hz: int, seed: int
+    config: ModelConfig,
+    texts: Iterable[str],
+    sample_rate_hz: int,
+    seed: int,
+    initial_logit_bias: float | None = None,
 ) -> tuple[ParaSpeechCLAPModel, ParaSpeechCLAPProcessor]:
     """A model with fresh or pretrained encoders and fresh projections, and its processor.
 
-    A fresh text encoder's tokenizer is trained on `texts`. Equal arguments give equal weights. Raises
-    PsclapError for encoders that cannot be loaded.
+    A fresh text encoder's tokenizer is trained on `texts`. The sigmoid loss needs a logit bias. Equal arguments give
+    equal weights. Raises PsclapError for encoders that cannot be loaded.
     """
     torch.manual_seed(seed)
     tokenizer = _tokenizer(config, texts)
@@ -54,6 +58,7 @@ def build_model(
         projection_dim=config.projection_dim,
         projection_dropout=config.projection_dropout,
         logit_scale_init_value=config.initial_logit_scale,
+        logit_bias_init_value=initial_logit_bias,
     )
     model = ParaSpeechCLAPModel(
         dual_config,

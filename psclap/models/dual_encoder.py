@@ -17,6 +17,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 
 from psclap.losses.contrastive import info_nce
+from psclap.losses.sigmoid import sigmoid
 from psclap.models.pooling import pool, pooled_size
 from psclap.models.projection import Projection
 
@@ -36,6 +37,7 @@ class ParaSpeechCLAPConfig(PreTrainedConfig):
     projection_dim: int = 768
     projection_dropout: float = 0.5
     logit_scale_init_value: float = 1 / 0.07
+    logit_bias_init_value: float | None = None  # of the sigmoid loss; InfoNCE has none
 
     def __post_init__(self, **kwargs: Any) -> None:
         for name in self.sub_configs:
@@ -57,7 +59,7 @@ class ParaSpeechCLAPOutput(ModelOutput):
 
 
 class ParaSpeechCLAPModel(PreTrainedModel):
-    """Speech encoder + projection, text encoder + projection, and a learnt logit scale."""
+    """Speech encoder + projection, text encoder + projection, a learnt logit scale, and its bias where there is one."""
 
     config_class = ParaSpeechCLAPConfig
     main_input_name = "input_values"
@@ -78,6 +80,8 @@ class ParaSpeechCLAPModel(PreTrainedModel):
         self.audio_projection = Projection(audio_width, config.projection_dim, config.projection_dropout)
         self.text_projection = Projection(text_width, config.projection_dim, config.projection_dropout)
         self.log_logit_scale = nn.Parameter(torch.tensor(math.log(config.logit_scale_init_value)))
+        bias = config.logit_bias_init_value
+        self.logit_bias = None if bias is None else nn.Parameter(torch.tensor(float(bias)))
         # What the objective never reaches would stop DistributedDataParallel: the text model's own pooler,
         # and WavLM's mask embedding, which only SpecAugment uses.
         if getattr(self.text_model, "pooler", None) is not None:
@@ -137,15 +141,23 @@ class ParaSpeechCLAPModel(PreTrainedModel):
     ) -> ParaSpeechCLAPOutput:
         """Scores every clip against every text; `return_loss` needs as many texts as clips, in pairs.
 
-        `attention_mask` is the texts', `audio_attention_mask` the clips'.
+        `attention_mask` is the texts', `audio_attention_mask` the clips'. The loss is the sigmoid loss for a model with
+        a logit bias, else InfoNCE.
         """
         audio_BD = self.embed_audio(input_values, audio_attention_mask)
         text_ND = self.embed_text(input_ids, attention_mask)
         logits_BN = self.logit_scale * audio_BD @ text_ND.T
+        if self.logit_bias is not None:
+            logits_BN = logits_BN + self.logit_bias
         return ParaSpeechCLAPOutput(
-            loss=info_nce(audio_BD, text_ND, self.logit_scale) if return_loss else None,
+            loss=self._loss(audio_BD, text_ND) if return_loss else None,
             logits_per_audio=logits_BN,
             logits_per_text=logits_BN.T,
             text_embeds=text_ND,
             audio_embeds=audio_BD,
         )
+
+    def _loss(self, audio_BD: torch.Tensor, text_BD: torch.Tensor) -> torch.Tensor:
+        if self.logit_bias is None:
+            return info_nce(audio_BD, text_BD, self.logit_scale)
+        return sigmoid(audio_BD, text_BD, self.logit_scale, self.logit_bias)

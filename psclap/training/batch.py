@@ -1,6 +1,7 @@
 """What a contrastive training example is, and how a rank's examples become its batch.
 
-Axes: B clips of this rank, T samples, L tokens, V tags.
+Axes: B clips of this rank, N texts (its B captions, then its share of the tag prompts), T samples, L tokens, K the
+most tags of one of the clips, V tags.
 """
 
 from __future__ import annotations
@@ -29,14 +30,17 @@ class Example:
 
 @dataclass(frozen=True)
 class Batch:
-    """A rank's share of a global batch. The texts are its B captions, then its share of the tag prompts."""
+    """A rank's share of a global batch. The tensors go to the device; the arrays stay on the host."""
 
     input_values: torch.Tensor  # (B, T)
     audio_mask: torch.Tensor  # (B, T)
-    input_ids: torch.Tensor  # (B + prompts, L)
-    text_mask: torch.Tensor  # (B + prompts, L)
+    input_ids: torch.Tensor  # (N, L)
+    text_mask: torch.Tensor  # (N, L)
     caption_id: torch.Tensor  # (B,) equal for equal captions, on every rank
-    has_tag: torch.Tensor  # (B, V)
+    tags: torch.Tensor  # (B, K) numbers of each clip's tags, filled up with V
+    num_samples: np.ndarray  # (B,) each clip's length
+    num_tokens: np.ndarray  # (N,) each text's length
+    counts: np.ndarray  # (1 + V,) int64: samples in all clips, then how many clips have each tag
 
     def to(self, device: torch.device) -> Batch:
         """The batch on `device`."""
@@ -47,16 +51,21 @@ class Batch:
         return self._each(torch.Tensor.pin_memory)
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
-        changed: dict[str, Any] = {field.name: change(getattr(self, field.name)) for field in fields(self)}
-        return Batch(**changed)
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        tensors = {name: change(value) for name, value in values.items() if isinstance(value, torch.Tensor)}
+        return Batch(**(values | tensors))
 
 
 @dataclass(frozen=True)
 class ContrastiveCollator:
-    """Makes the batches of one rank; `tags` are those of the tag loss. It goes to the loader processes."""
+    """Makes the batches of one rank; `tags` are those that are counted, and prompted for where `with_prompts`.
+
+    It goes to the loader processes.
+    """
 
     processor: ParaSpeechCLAPProcessor
     tags: Sequence[str]
+    with_prompts: bool
     rank: int = field(default_factory=distributed.rank)
     world_size: int = field(default_factory=distributed.world_size)
 
@@ -67,18 +76,36 @@ class ContrastiveCollator:
     def collate(self, examples: Sequence[Example], rng: np.random.Generator) -> Batch:
         """Pads clips and texts; a wording of each tag is drawn, the same on every rank."""
         waves = self.processor.waves([example.clip for example in examples])
-        prompts = [str(rng.choice(training_prompts(tag))) for tag in self.tags]
-        mine = [prompts[number] for number in distributed.share(len(prompts), self.rank, self.world_size)]
-        texts = self.processor.texts([example.caption for example in examples] + mine)
-        has_tag = [[tag in example.tags for tag in self.tags] for example in examples]
+        texts = self.processor.texts([example.caption for example in examples] + self._prompts(rng))
+        num_samples = np.array([len(example.clip) for example in examples])
+        tags = self._tags(examples)
+        clips_with_tag = np.bincount(tags.ravel(), minlength=len(self.tags) + 1)[: len(self.tags)]
         return Batch(
             input_values=waves["input_values"],
             audio_mask=waves["attention_mask"],
             input_ids=texts["input_ids"],
             text_mask=texts["attention_mask"],
             caption_id=torch.tensor([_caption_id(example.caption) for example in examples]),
-            has_tag=torch.tensor(has_tag, dtype=torch.float32).reshape(len(examples), len(self.tags)),
+            tags=torch.from_numpy(tags),
+            num_samples=num_samples,
+            num_tokens=texts["attention_mask"].sum(1).numpy(),
+            counts=np.concatenate([[num_samples.sum()], clips_with_tag]),
         )
+
+    def _prompts(self, rng: np.random.Generator) -> list[str]:
+        """This rank's share of the prompts."""
+        if not self.with_prompts:
+            return []
+        prompts = [str(rng.choice(training_prompts(tag))) for tag in self.tags]
+        return [prompts[number] for number in distributed.share(len(prompts), self.rank, self.world_size)]
+
+    def _tags(self, examples: Sequence[Example]) -> np.ndarray:
+        number = {tag: place for place, tag in enumerate(self.tags)}
+        numbers = [sorted({number[tag] for tag in example.tags if tag in number}) for example in examples]
+        tags = np.full((len(examples), max(map(len, numbers))), len(self.tags))
+        for row, of_example in zip(tags, numbers, strict=True):
+            row[: len(of_example)] = of_example
+        return tags
 
 
 def _caption_id(caption: str) -> int:

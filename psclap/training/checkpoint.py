@@ -1,7 +1,7 @@
 """Checkpoints: a transformers folder with the trainer's state beside it, and no pickle anywhere.
 
-    config.json, model.safetensors, tokenizer and processor files   the model
-    optimizer.safetensors                                           the optimiser's tensors by parameter name
+    config.json, model.safetensors, tokenizer and processor files   the model as it is validated and used
+    trainer.safetensors                                             optimiser tensors, and the raw weights under EMA
     progress.json                                                   step, position, metrics, what it was trained on
 
 The random state needs no file: whatever is drawn depends on (seed, step, rank) or on the loader's position.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,27 +22,50 @@ from safetensors.torch import load_file, save_file
 from psclap.errors import CheckpointError
 from psclap.files import write_json
 from psclap.loader import Position
-from psclap.schema import OPTIMIZER_NAME
+from psclap.schema import TRAINER_STATE_NAME
+from psclap.training.optim import WeightAverage
 from psclap.training.task import ContrastiveTask
 
 _PROGRESS_NAME = "progress.json"
+_WEIGHTS, _OPTIMIZER = "weights/", "optimizer/"
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a training is: optimiser steps done, the loader's position, and the identity of the training."""
+    """How far a training is, and the identity of the training.
 
-    step: int
-    position: Position
-    identity: Mapping[str, Any]
-    metrics: Mapping[str, float]
+    `metrics` are those of the validation at this step, where there was one; `best` is the best value of
+    `best_metric` so far, `validations_since_best` counts from there.
+    """
+
+    step: int = 0
+    position: Position = field(default_factory=Position)
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    best: float | None = None
+    validations_since_best: int = 0
+    skipped_steps: int = 0
 
 
-def save_checkpoint(folder: Path, task: ContrastiveTask, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+@dataclass(frozen=True)
+class TrainerState:
+    """All that a step changes."""
+
+    task: ContrastiveTask
+    optimizer: torch.optim.Optimizer
+    average: WeightAverage | None
+
+
+def save_checkpoint(folder: Path, state: TrainerState, progress: Progress) -> None:
     """Writes a checkpoint into an existing folder; equal states give equal bytes."""
-    task.model.save_pretrained(folder)
-    task.processor.save_pretrained(folder)
-    save_file(_optimizer_tensors(task, optimizer), folder / OPTIMIZER_NAME)
+    model, tensors = state.task.model, _optimizer_tensors(state)
+    weights = model.state_dict()
+    if state.average is not None:
+        tensors |= {_WEIGHTS + name: weights[name].contiguous() for name in state.average.weights}
+        weights = {**weights, **state.average.weights}
+    model.save_pretrained(folder, state_dict=weights)
+    state.task.processor.save_pretrained(folder)
+    save_file(tensors, folder / TRAINER_STATE_NAME)
     write_json(folder / _PROGRESS_NAME, asdict(progress))
 
 
@@ -55,10 +78,8 @@ def read_progress(folder: Path) -> Progress:
         raise CheckpointError(f"{folder} is no training checkpoint: {_PROGRESS_NAME}: {error}") from error
 
 
-def load_trainer_state(
-    folder: Path, task: ContrastiveTask, optimizer: torch.optim.Optimizer, identity: Mapping[str, Any]
-) -> Progress:
-    """Puts a checkpoint's weights and optimiser state into `task` and `optimizer`; returns its progress.
+def load_checkpoint(folder: Path, state: TrainerState, identity: Mapping[str, Any]) -> Progress:
+    """Puts a checkpoint's weights and optimiser state into `state`; returns its progress.
 
     Raises CheckpointError where the checkpoint is of another training (data, configuration, architecture).
     """
@@ -69,36 +90,42 @@ def load_trainer_state(
             f"{folder} was trained with another {', '.join(changed)}; remove the run's folder to start anew"
         )
     try:
-        task.model.load_state_dict(load_file(folder / "model.safetensors"))
-        tensors = load_file(folder / OPTIMIZER_NAME)
-    except (OSError, RuntimeError, SafetensorError) as error:
+        weights = load_file(folder / "model.safetensors")
+        tensors = load_file(folder / TRAINER_STATE_NAME)
+        if state.average is not None:
+            state.average.load(weights)
+            weights |= _within(tensors, _WEIGHTS)
+        state.task.model.load_state_dict(weights)
+    except (OSError, RuntimeError, KeyError, SafetensorError) as error:
         raise CheckpointError(f"{folder} does not fit this model: {error}") from error
-    _restore_optimizer(task, optimizer, tensors)
+    _restore_optimizer(state, _within(tensors, _OPTIMIZER))
     return progress
 
 
-def _names(task: ContrastiveTask, optimizer: torch.optim.Optimizer) -> list[str]:
+def _within(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _names(state: TrainerState) -> list[str]:
     """Parameter names in the order in which the optimiser numbers its parameters."""
-    name_of = {id(parameter): name for name, parameter in task.model.named_parameters()}
-    return [name_of[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+    name_of = {id(parameter): name for name, parameter in state.task.model.named_parameters()}
+    return [name_of[id(parameter)] for group in state.optimizer.param_groups for parameter in group["params"]]
 
 
-def _optimizer_tensors(task: ContrastiveTask, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    state = optimizer.state_dict()["state"]
-    names = _names(task, optimizer)
+def _optimizer_tensors(state: TrainerState) -> dict[str, torch.Tensor]:
+    names = _names(state)
     return {
-        f"{names[number]}/{key}": tensor.contiguous()
-        for number, entries in state.items()
+        f"{_OPTIMIZER}{names[number]}/{key}": tensor.contiguous()
+        for number, entries in state.optimizer.state_dict()["state"].items()
         for key, tensor in entries.items()
     }
 
 
-def _restore_optimizer(
-    task: ContrastiveTask, optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]
-) -> None:
-    number_of = {name: number for number, name in enumerate(_names(task, optimizer))}
-    state: dict[int, dict[str, torch.Tensor]] = {}
+def _restore_optimizer(state: TrainerState, tensors: Mapping[str, torch.Tensor]) -> None:
+    number_of = {name: number for number, name in enumerate(_names(state))}
+    entries: dict[int, dict[str, torch.Tensor]] = {}
     for path, tensor in tensors.items():
         name, key = path.rsplit("/", 1)
-        state.setdefault(number_of[name], {})[key] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        entries.setdefault(number_of[name], {})[key] = tensor
+    groups = state.optimizer.state_dict()["param_groups"]
+    state.optimizer.load_state_dict({"state": entries, "param_groups": groups})

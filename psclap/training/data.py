@@ -39,9 +39,9 @@ def build_stream(config: TrainConfig, index: ShardIndex, seed: int) -> Stream:
     return Stream(index, views, examples, config.global_batch_size, seed, options)
 
 
-def carried_tags(index: ShardIndex, views: Sequence[View]) -> list[str]:
-    """The tags of the vocabulary that the clips of some view carry, in its order."""
-    tags = index.column("intrinsic_tags").take(np.concatenate([view.rows for view in views]))
+def carried_tags(index: ShardIndex, stream: Stream) -> list[str]:
+    """The intrinsic tags of the vocabulary that the training's clips carry, in its order."""
+    tags = index.column("intrinsic_tags").take(stream.rows)
     carried = set(pc.unique(tags.flatten()).to_pylist())
     return [tag for tag in VOCABULARY if tag in carried]
 

@@ -4,6 +4,7 @@
     records.jsonl   one JSON object a line, in the order of writing:
                     {"kind": "params" | "tags", "values": {...}}
                     {"kind": "metrics" | "system", "step": 10, "time_ms": ..., "values": {...}}
+                    {"kind": "note", "text": "going on from step 200 of 1200", "time_ms": ...}
                     {"kind": "status", "status": "RUNNING" | "FINISHED" | "FAILED" | "KILLED", "time_ms": ...}
 
 Lines are only added, each is on the disk before the call returns, and one that a kill tore is cut off by the next.
@@ -153,6 +154,9 @@ class JournalTracker:
     def system(self, metrics: Mapping[str, float]) -> None:
         """A sample of how the machine does. It belongs to no step of the training: samples are counted."""
         self._write({"kind": "system", "step": self._samples, "time_ms": _now_ms(), "values": dict(metrics)})
+
+    def note(self, text: str) -> None:
+        self._write({"kind": "note", "text": redacted(text), "time_ms": _now_ms()})
 
     def status(self, status: Status) -> None:
         """How the run stands from now on."""

@@ -84,6 +84,8 @@ class Lines:
         if text := figures(record) or validation(record):
             of_total = f"/{self._total}" if self._total else ""
             say("  ".join([f"[{self._name}] step {record['step']}{of_total}", text, *time_left(record)]))
+        if record["kind"] == "note":
+            say(f"[{self._name}] {record['text']}")
 
     def close(self) -> None:
         pass
@@ -105,6 +107,8 @@ class Bar:
     def show(self, record: Record) -> None:
         if text := validation(record):
             say(f"[{self._name}] step {record['step']}  {text}")
+        if record["kind"] == "note":
+            say(f"[{self._name}] {record['text']}")
         if text := figures(record):
             self._figures.set_description_str(text)
             self._bar.set_postfix_str(*time_left(record))

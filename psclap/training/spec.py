@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from psclap.config import LoadingConfig, ModelConfig, TrainConfig
+from psclap.config import CheckpointConfig, LoadingConfig, ModelConfig, TrainConfig
 from psclap.models import ParaSpeechCLAPModel, ParaSpeechCLAPProcessor
 from psclap.models.build import build_model
 from psclap.shards.cache import FileCache, cache_folder
@@ -20,7 +20,8 @@ from psclap.tags import VOCABULARY, training_prompts
 class Training:
     """What a training is of: the shards (a folder or URL), the model and the variant's configuration, the seed.
 
-    `loading` says how its batches are loaded, which does not change them.
+    How its batches are loaded, which checkpoints are kept and after how long without progress a worker ends (None:
+    never) do not change what it is.
     """
 
     shards: Path | str
@@ -28,6 +29,8 @@ class Training:
     train: TrainConfig
     seed: int
     loading: LoadingConfig = field(default_factory=LoadingConfig)
+    checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
+    hang_timeout_s: float | None = None
 
     def open_index(self) -> ShardIndex:
         """The index of the shards. Raises PsclapError where there is none."""
@@ -43,12 +46,13 @@ class Training:
 
 def build_training_model(training: Training, index: ShardIndex) -> tuple[ParaSpeechCLAPModel, ParaSpeechCLAPProcessor]:
     """The model and processor as they are before the first step."""
+    bias = training.train.initial_logit_bias
     if training.model.text.pretrained is not None:  # it brings its tokenizer: no text is needed
-        return build_model(training.model, [], index.sample_rate_hz, training.seed)
+        return build_model(training.model, [], index.sample_rate_hz, training.seed, bias)
     in_train = index.take(index.rows_of("train"), ["captions"])
     captions = (caption["text"] for row in in_train["captions"].to_pylist() for caption in row)
     prompts = (prompt for tag in VOCABULARY for prompt in training_prompts(tag))
-    return build_model(training.model, [*captions, *prompts], index.sample_rate_hz, training.seed)
+    return build_model(training.model, [*captions, *prompts], index.sample_rate_hz, training.seed, bias)
 
 
 def _hash(value: Any) -> str:

@@ -21,6 +21,9 @@ class Tracker(Protocol):
     def tags(self, tags: Mapping[str, str]) -> None:
         """What may change while the run goes on, such as where its newest checkpoint is; the last value counts."""
 
+    def note(self, text: str) -> None:
+        """A sentence for whoever watches."""
+
 
 class NullTracker:
     """Takes everything, keeps nothing."""
@@ -32,4 +35,7 @@ class NullTracker:
         pass
 
     def tags(self, tags: Mapping[str, str]) -> None:
+        pass
+
+    def note(self, text: str) -> None:
         pass

@@ -1,0 +1,160 @@
+"""Ray Train around the loop, disturbed: the run ends as the one that nobody disturbed, to the bit."""
+
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from small_training import at, mini
+
+from pipelines.cluster import ray_session
+from pipelines.tracking import TrackingStore
+from pipelines.train import Run, train_variant
+from psclap.config import CheckpointConfig, parse_params
+from psclap.training.journal import Journal
+
+Params = dict[str, Any]
+STEPS = 40
+
+
+@pytest.fixture
+def run(params_mapping: Params, mini_shards: Path, tmp_path: Path) -> Run:
+    """Two workers, a checkpoint every 4 steps."""
+    changes = {"max_steps": STEPS, "validate_every": 20, "checkpoints": CheckpointConfig(every_steps=4)}
+    training = replace(mini(params_mapping, mini_shards, **changes), hang_timeout_s=120.0)
+    return Run(
+        name="small",
+        training=training,
+        resources=replace(parse_params(params_mapping).resources, cpu_workers=2, max_failures=3),
+        storage=tmp_path / "runs",
+        store=TrackingStore(f"sqlite:///{tmp_path}/mlflow.db", (tmp_path / "artifacts").as_uri()),
+        experiment="disturbed",
+        tags={},
+    )
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[None]:
+    with ray_session():
+        yield
+
+
+def products(folder: Path) -> dict[str, bytes]:
+    return {
+        name: (folder / name).read_bytes() for name in ("model.safetensors", "trainer.safetensors", "progress.json")
+    }
+
+
+def journal_of(run: Run) -> Journal:
+    (folder,) = run.storage.glob("small-*/journal")
+    return Journal(folder)
+
+
+def workers() -> list[psutil.Process]:
+    """The processes of Ray Train's workers, on this machine."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        title = " ".join(process.info["cmdline"] or [])
+        if title.startswith("ray::") and "RayTrainWorker" in title:
+            found.append(process)
+    return found
+
+
+def after_step(run: Run, step: int, act: Callable[[], None]) -> threading.Thread:
+    """Acts, in the background, as soon as the journal holds a step."""
+
+    def wait() -> None:
+        for _ in range(12000):
+            paths = list(run.storage.glob("small-*/journal"))
+            if paths and any(row["step"] >= step for row in Journal(paths[0]).history()):
+                act()
+                return
+            time.sleep(0.01)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread
+
+
+def losses(run: Run) -> dict[float, float]:
+    return {row["step"]: row["loss/total"] for row in journal_of(run).history()}
+
+
+@pytest.fixture(scope="module")
+def expected() -> dict[str, Any]:
+    """What the undisturbed run, the first test, leaves for the others."""
+    return {}
+
+
+def test_an_undisturbed_run(session: None, run: Run, tmp_path: Path, expected: dict[str, Any]) -> None:
+    train_variant(run, tmp_path / "model")
+    expected |= {"products": products(tmp_path / "model"), "losses": losses(run)}
+    assert len(expected["losses"]) == STEPS
+
+
+@pytest.mark.parametrize("disturbance", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
+def test_a_worker_that_dies_or_hangs_is_replaced_and_nothing_is_lost(
+    session: None, run: Run, tmp_path: Path, expected: dict[str, Any], disturbance: int
+) -> None:
+    """SIGSTOP: its peer waits for it in a collective and, seeing no progress, ends; Ray starts both anew."""
+    disturbed = replace(run, training=replace(run.training, hang_timeout_s=8.0))
+    chosen: list[psutil.Process] = []
+
+    def disturb() -> None:
+        chosen.append(workers()[-1])
+        chosen[0].send_signal(disturbance)
+
+    thread = after_step(run, 10, disturb)
+    train_variant(disturbed, tmp_path / "model")
+    thread.join()
+    assert chosen
+    assert not chosen[0].is_running()
+    assert products(tmp_path / "model") == expected["products"]
+    assert losses(run) == expected["losses"]
+
+
+_DRIVER = """
+import pickle, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from pipelines.train import train_variant
+try:
+    train_variant(pickle.loads(Path(sys.argv[2]).read_bytes()), Path(sys.argv[3]))
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "asked to end"])
+def test_a_run_whose_driver_is_ended_goes_on_when_it_is_started_again(
+    run: Run, tmp_path: Path, expected: dict[str, Any], signal_number: int
+) -> None:
+    (tmp_path / "run.pickle").write_bytes(pickle.dumps(run))
+    command = [sys.executable, "-c", _DRIVER, *map(str, (Path(__file__).parent, tmp_path / "run.pickle"))]
+    command.append(str(tmp_path / "model"))
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    thread = after_step(run, 10, lambda: process.send_signal(signal_number))
+    said, _ = process.communicate(timeout=240)
+    thread.join()
+    reached = max(losses(run))
+    assert reached < STEPS, said
+    if signal_number == signal.SIGTERM:
+        assert process.returncode == 130, said
+        assert "a checkpoint is being written" in said
+        (store,) = run.storage.glob("small-*/checkpoints")
+        assert at(store, int(reached)).is_dir()
+    else:
+        assert process.returncode == -signal.SIGKILL
+    again = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert again.returncode == 0, again.stderr
+    assert "going on from step" in again.stdout
+    assert products(tmp_path / "model") == expected["products"]
+    assert losses(run) == expected["losses"]
