@@ -21,9 +21,8 @@ PERIOD_S = 10.0
 @contextmanager
 def system_metrics(tracker: JournalTracker) -> Iterator[None]:
     """Samples this machine for the length of a `with` block, the last time at its end."""
-    monitors, done = _monitors(), threading.Event()
-    _sample(monitors)  # processors are measured from one sample to the next
-    thread = threading.Thread(target=_watch, args=(tracker, monitors, done), name="system metrics", daemon=True)
+    done = threading.Event()
+    thread = threading.Thread(target=_watch, args=(tracker, done), name="system metrics", daemon=True)
     thread.start()
     try:
         yield
@@ -32,8 +31,9 @@ def system_metrics(tracker: JournalTracker) -> Iterator[None]:
         thread.join()
 
 
-def _watch(tracker: JournalTracker, monitors: list[BaseMetricsMonitor], done: threading.Event) -> None:
-    last = False
+def _watch(tracker: JournalTracker, done: threading.Event) -> None:
+    monitors, last = _monitors(), False
+    _sample(monitors)  # processors are measured from one sample to the next of the same thread
     while not last:
         last = done.wait(PERIOD_S)
         tracker.system(_sample(monitors))

@@ -65,8 +65,10 @@ def _git(*arguments: str) -> str:
 
 
 def _write_history(path: Path, rows: list[dict[str, float]]) -> None:
-    # Speeds are left to the journal: they differ from run to run.
-    columns = sorted({name for row in rows for name in row if not name.startswith("speed/")} - {"step"})
+    # Left to the journal is what differs between equal runs: speeds, and shares since the last interrupt.
+    columns = sorted(
+        {name for row in rows for name in row if not name.startswith(("speed/", "batch_share/"))} - {"step"}
+    )
     with open(path, "w", newline="") as stream:
         writer = csv.DictWriter(stream, ["step", *columns], extrasaction="ignore")
         writer.writeheader()

@@ -1,11 +1,13 @@
 """The journal of a run: what is in it once, what a kill cannot tear, and what it says of a run."""
 
+import fcntl
 import json
 import math
 import multiprocessing as mp
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -145,6 +147,19 @@ def test_several_writers_leave_each_line_whole(journal: Journal) -> None:
         process.join(timeout=120)
     assert len(records(journal, "metrics")) == 300
     assert all(len(row) == 4 for row in journal.history())
+
+
+def test_a_line_that_another_is_writing_is_not_taken_for_torn(journal: Journal) -> None:
+    writer = threading.Thread(target=JournalTracker(journal).metrics, args=(2, {"b": 2.0}))
+    with open(journal.path, "ab", buffering=0) as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        stream.write(b'{"kind": "metrics", "step": 1, ')
+        writer.start()
+        writer.join(timeout=0.5)
+        assert list(journal.read()) == []
+        stream.write(b'"time_ms": 1, "values": {"a": 1.0}}\n')
+    writer.join(timeout=60)
+    assert journal.history() == [{"step": 1, "a": 1.0}, {"step": 2, "b": 2.0}]
 
 
 def test_what_a_killed_process_logged_is_there(journal: Journal) -> None:

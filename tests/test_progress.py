@@ -1,18 +1,18 @@
 """What a training shows: lines in a pipe, a bar on a terminal."""
 
-import io
+import fcntl
+import os
+import pty
+import re
+import struct
 import sys
+import termios
 from pathlib import Path
 
 import pytest
 
 from psclap.training.journal import Journal, JournalTracker
 from psclap.training.progress import shown
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
 
 
 @pytest.fixture
@@ -32,15 +32,15 @@ def log(journal: Journal, *steps: int) -> None:
     tracker.tags({"checkpoint.latest": "file:///x"})
 
 
-FIGURES = "ETA 0:01:01  loss 2.5000  lr 0.002  scale 14.3  100 clips/s  302 audio-s/s  data wait 25%"
+FIGURES = "loss 2.5000  lr 0.002  scale 14.3  100 clips/s  302 audio-s/s  data wait 25%"
 
 
 def test_a_pipe_gets_a_line_for_each_record(journal: Journal, capsys: pytest.CaptureFixture[str]) -> None:
     with shown(journal):
         log(journal, 10, 20)
     assert capsys.readouterr().out.splitlines() == [
-        f"[combined] step 10/40  {FIGURES}",
-        f"[combined] step 20/40  {FIGURES}",
+        f"[combined] step 10/40  {FIGURES}  ETA 0:01:01",
+        f"[combined] step 20/40  {FIGURES}  ETA 0:01:01",
         "[combined] step 20/40  validation: R@10 0.75",
     ]
 
@@ -49,15 +49,23 @@ def test_what_was_shown_before_is_not_shown_again(journal: Journal, capsys: pyte
     log(journal, 10)
     with shown(journal):
         log(journal, 10, 20)
-    assert capsys.readouterr().out.splitlines()[0] == f"[combined] step 20/40  {FIGURES}"
+    assert capsys.readouterr().out.splitlines()[0] == f"[combined] step 20/40  {FIGURES}  ETA 0:01:01"
 
 
-def test_a_terminal_gets_a_bar(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("lines", [40, 0])
+def test_a_terminal_gets_a_bar_where_it_has_room(journal: Journal, monkeypatch: pytest.MonkeyPatch, lines: int) -> None:
     log(journal, 10)
-    monkeypatch.setattr(sys, "stdout", terminal := Terminal())
-    with shown(journal):
-        log(journal, 20)
-    shown_last = terminal.getvalue().split("\r")[-1]
-    assert "combined  50%|" in shown_last
-    assert f"20/40, {FIGURES}" in shown_last
-    assert "[combined] step 20  validation: R@10 0.75\n" in terminal.getvalue()
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", lines, 80 if lines else 0, 0, 0))
+    with open(theirs, "w") as terminal, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", terminal)
+        with shown(journal):
+            log(journal, 20)
+        written = os.read(ours, 100_000).decode()
+    os.close(ours)
+    if lines:
+        assert re.search(r"combined  50%\|\S+ +\| 20/40, ETA 0:01:01", written)
+        assert FIGURES in written
+        assert "[combined] step 20  validation: R@10 0.75" in written
+    else:
+        assert written.splitlines()[0] == f"[combined] step 20/40  {FIGURES}  ETA 0:01:01"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -16,13 +17,13 @@ from psclap.training.journal import Journal, Record, Tail
 PERIOD_S = 0.5
 """How often the journal is looked at."""
 
-_BAR = "{desc} {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt}{postfix}"
+_BAR = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
 
 
 @contextmanager
 def shown(journal: Journal) -> Iterator[None]:
     """Shows what a journal gains in a `with` block; what is in it already tells how far the run is."""
-    display: Display = Bar(journal.run.name) if sys.stdout.isatty() else Lines(journal.run.name)
+    display: Display = Bar(journal.run.name) if _has_room() else Lines(journal.run.name)
     tail, done = Tail(journal), threading.Event()
     for record in tail.new():
         display.know(record)
@@ -34,6 +35,11 @@ def shown(journal: Journal) -> Iterator[None]:
         done.set()
         thread.join()
         display.close()
+
+
+def _has_room() -> bool:
+    """Whether a person looks at a terminal: some that nobody looks at say that they have no lines."""
+    return sys.stdout.isatty() and os.get_terminal_size(sys.stdout.fileno()).lines > 0
 
 
 def say(line: str) -> None:
@@ -77,7 +83,7 @@ class Lines:
     def show(self, record: Record) -> None:
         if text := figures(record) or validation(record):
             of_total = f"/{self._total}" if self._total else ""
-            say(f"[{self._name}] step {record['step']}{of_total}  {text}")
+            say("  ".join([f"[{self._name}] step {record['step']}{of_total}", text, *time_left(record)]))
         if record["kind"] == "note":
             say(f"[{self._name}] {record['text']}")
 
@@ -86,11 +92,12 @@ class Lines:
 
 
 class Bar:
-    """A bar with the newest figures, and a line above it for each validation."""
+    """A bar with the newest figures under it, and a line above it for each validation."""
 
     def __init__(self, name: str):
         self._name = name
         self._bar = tqdm(desc=name, bar_format=_BAR, file=sys.stdout, dynamic_ncols=True)
+        self._figures = tqdm(bar_format="{desc}", file=sys.stdout, dynamic_ncols=True, position=1)
 
     def know(self, record: Record) -> None:
         self._bar.total = total_steps(record) or self._bar.total
@@ -98,16 +105,17 @@ class Bar:
             self._bar.n = max(self._bar.n, record["step"])
 
     def show(self, record: Record) -> None:
-        if text := figures(record):
-            self._bar.set_postfix_str(text, refresh=False)
         if text := validation(record):
             say(f"[{self._name}] step {record['step']}  {text}")
         if record["kind"] == "note":
             say(f"[{self._name}] {record['text']}")
-        self._bar.refresh()
+        if text := figures(record):
+            self._figures.set_description_str(text)
+            self._bar.set_postfix_str(*time_left(record))
 
     def close(self) -> None:
         self._bar.close()
+        self._figures.close()
 
 
 def total_steps(record: Record) -> int | None:
@@ -119,14 +127,24 @@ def figures(record: Record) -> str:
     """The loss and what goes with it; empty for a record without a loss.
 
     >>> values = {"loss/total": 2.31, "lr": 2e-3, "logit_scale": 14.3, "speed/clips_per_s": 412.0}
-    >>> values |= {"speed/audio_s_per_s": 1200.4, "speed/data_wait_share": 0.031, "speed/eta_s": 3754.0}
+    >>> values |= {"speed/audio_s_per_s": 1200.4, "speed/data_wait_share": 0.031}
     >>> figures({"kind": "metrics", "step": 10, "values": values})
-    'ETA 1:02:34  loss 2.3100  lr 0.002  scale 14.3  412 clips/s  1200 audio-s/s  data wait 3%'
+    'loss 2.3100  lr 0.002  scale 14.3  412 clips/s  1200 audio-s/s  data wait 3%'
     """
     values = record["values"] if record["kind"] == "metrics" else {}
     if "loss/total" not in values:
         return ""
     return "  ".join(form(values[name]) for name, form in _FIGURES.items() if name in values)
+
+
+def time_left(record: Record) -> list[str]:
+    """The time left, where a record says so.
+
+    >>> time_left({"kind": "metrics", "step": 10, "values": {"speed/eta_s": 3754.0}})
+    ['ETA 1:02:34']
+    """
+    seconds = record["values"].get("speed/eta_s")
+    return [] if seconds is None else [f"ETA {duration(seconds)}"]
 
 
 def validation(record: Record) -> str:
@@ -159,7 +177,6 @@ def duration(seconds: float) -> str:
 _VALIDATION = ("MRR", "R@1", "R@10", "text_to_audio/R@1", "text_to_audio/R@10", "UAR")
 
 _FIGURES: dict[str, Callable[[float], str]] = {
-    "speed/eta_s": lambda value: f"ETA {duration(value)}",
     "loss/total": lambda value: f"loss {value:.4f}",
     "lr": lambda value: f"lr {value:.3g}",
     "logit_scale": lambda value: f"scale {value:.3g}",
