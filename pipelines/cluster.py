@@ -32,7 +32,8 @@ def ray_session() -> Iterator[None]:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(logging_level="WARNING", log_to_driver=False)
     else:
-        ray.init(include_dashboard=False, logging_level="WARNING", log_to_driver=False)
+        # "local": without it Ray joins whatever cluster was last started on this machine.
+        ray.init("local", include_dashboard=False, logging_level="WARNING", log_to_driver=False)
     try:
         yield
     finally:

@@ -20,7 +20,7 @@ from psclap.config import ResourcesConfig
 from psclap.errors import PsclapError
 from psclap.files import atomic_folder
 from psclap.shards.index import ShardIndex
-from psclap.training.checkpoint import read_progress
+from psclap.training.checkpoint import Progress, read_progress
 from psclap.training.journal import Journal, JournalTracker
 from psclap.training.loop import check_training, train
 from psclap.training.progress import say
@@ -74,14 +74,18 @@ def train_variant(run: Run, model_folder: Path) -> Trained:
         journal = _journal(run, folder)
         with reported(journal, run.store, {**run.tags, "workers": str(workers)}):
             _fit(run, folder, journal, workers)
-    store = _store(run, folder)
+            progress = _export_best(_store(run, folder), model_folder)
+            uri = model_folder.absolute().as_uri()
+            JournalTracker(journal).tags({"checkpoint.best": uri, "checkpoint.latest": "removed"})
+    return Trained(journal, progress.step, progress.metrics, folder)
+
+
+def _export_best(store: CheckpointStore, model_folder: Path) -> Progress:
     best = store.best()
     with store.reading(best) as checkpoint, atomic_folder(model_folder) as partial:
         for name in best.files:
             shutil.copyfile(checkpoint / name, partial / name)
-        progress = read_progress(partial)
-    JournalTracker(journal).tags({"checkpoint.best": model_folder.absolute().as_uri(), "checkpoint.latest": "removed"})
-    return Trained(journal, progress.step, progress.metrics, folder)
+        return read_progress(partial)
 
 
 def _identity(training: Training, index: ShardIndex) -> str:

@@ -96,8 +96,8 @@ class Trainer:
             self.tracker.note(f"{problem}; going on from the one before it")
         step = self.hosts.of_first(newest.step if newest else -1)
         saved = next((saved for saved in store.saved() if saved.step == step), None)
+        self.tracker.params(self.params())
         if saved is None:
-            self.tracker.params(self.params())
             return
         with store.reading(saved) as folder:
             self.progress = load_checkpoint(folder, self.state, self.progress.identity)
