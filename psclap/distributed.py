@@ -39,14 +39,14 @@ class _AllGather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, local: torch.Tensor) -> torch.Tensor:
         gathered = local.new_empty((world_size() * len(local), *local.shape[1:]))
-        dist.all_gather_into_tensor(gathered, local.contiguous())
+        dist.all_gather_single(gathered, local.contiguous())
         return gathered
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
         gathered = gradients[0]
         own = gathered.new_empty((len(gathered) // world_size(), *gathered.shape[1:]))
-        dist.reduce_scatter_tensor(own, gathered.contiguous())
+        dist.reduce_scatter_single(own, gathered.contiguous())
         return own
 
 
