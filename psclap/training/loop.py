@@ -173,6 +173,8 @@ class Trainer:
             self.average.update(step)
         values = {"loss/total": losses.total.detach(), **{f"loss/{n}": value for n, value in losses.report.items()}}
         values |= {"logit_scale": model.logit_scale.detach(), "grad_norm": norm}
+        if model.logit_bias is not None:
+            values["logit_bias"] = model.logit_bias.detach()
         return rate, values, is_finite, losses.is_finite
 
     def settle(self, guard: FiniteGuard) -> None:
