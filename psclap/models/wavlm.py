@@ -174,19 +174,22 @@ class _GatedBias(torch.autograd.Function):
 
 
 class PositionalConv(original.WavLMPositionalConvEmbedding):
-    """The grouped convolution of K taps by FFT, in float32."""
+    """The grouped convolution of K taps by FFT of overlapping blocks of 2 K frames, in float32."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(B, F, E) to (B, F, E)."""
         conv, frames = self.conv, hidden_states.shape[1]
         taps, groups, left = conv.kernel_size[0], conv.groups, conv.padding[0]
-        size = -(-(frames + taps - 1) // 64) * 64  # no wrap-around, and small prime factors
+        block, hop = 2 * taps, taps + 1  # the outputs of a block that no wrap-around reaches
+        num_blocks = -(-frames // hop)
         with torch.autocast(hidden_states.device.type, enabled=False):
-            padded = F.pad(hidden_states.float(), (0, 0, left, 0))
-            spectrum = torch.fft.rfft(padded, size, dim=1).unflatten(2, (groups, -1))
-            kernel = torch.fft.rfft(conv.weight.float(), size).conj().unflatten(0, (groups, -1))
-            product = torch.einsum("bfgi,goif->bfgo", spectrum, kernel).flatten(2)
-            convolved = torch.fft.irfft(product, size, dim=1)[:, :frames] + conv.bias
+            right = (num_blocks - 1) * hop + block - frames - left
+            padded = F.pad(hidden_states.float().mT, (left, right)).unflatten(1, (groups, -1))
+            spectrum = torch.fft.rfft(padded.unfold(3, block, hop))  # (B, groups, C in, blocks, frequencies)
+            kernel = torch.fft.rfft(conv.weight.float(), block).conj().unflatten(0, (groups, -1))
+            product = torch.einsum("bginf,goif->bgonf", spectrum, kernel)
+            convolved = torch.fft.irfft(product, block)[..., :hop].flatten(3).flatten(1, 2)[..., :frames]
+            convolved = (convolved + conv.bias[:, None]).mT
         return self.activation(convolved.to(hidden_states.dtype))
 
 
@@ -201,7 +204,7 @@ class FeatureEncoder(original.WavLMFeatureEncoder):
         if self._requires_grad and self.training and first.gradient_checkpointing:
             input_values = input_values.detach().requires_grad_()  # checkpoints need it
         frames = (input_values.shape[1] - first.conv.kernel_size[0]) // first.conv.stride[0] + 1
-        rows = frames + -frames % math.prod(layer.conv.stride[0] for layer in others)
+        rows = frames + -frames % math.prod([layer.conv.stride[0] for layer in others])
         with torch.autocast(device, enabled=False):
             hidden = first(input_values, frames=frames, rows=rows, dtype=dtype)
             for layer in others:
@@ -210,7 +213,7 @@ class FeatureEncoder(original.WavLMFeatureEncoder):
         return hidden.unflatten(0, (len(input_values), -1))[:, :frames].transpose(1, 2)
 
 
-def _first_conv(layer: nn.Module, wave: torch.Tensor, frames: int, rows: int, dtype: torch.dtype) -> torch.Tensor:
+def _first_conv(layer: Any, wave: torch.Tensor, frames: int, rows: int, dtype: torch.dtype) -> torch.Tensor:
     """(B, T) waves to (B rows, C), with the group norm, over the first `frames` rows of a clip, where there is one."""
     conv, norm = layer.conv, getattr(layer, "layer_norm", None)
     taps, stride = conv.kernel_size[0], conv.stride[0]
@@ -259,7 +262,7 @@ class _StridedConv(torch.autograd.Function):
         return d_rows, torch.cat(d_weight, dim=1), gradient.sum(0) if ctx.needs_input_grad[2] else None
 
 
-def _convolve(layer: nn.Module, hidden: torch.Tensor, **of_first: Any) -> torch.Tensor:
+def _convolve(layer: Any, hidden: torch.Tensor, **of_first: Any) -> torch.Tensor:
     """The first layer's convolution of (B, T) waves, or another one's of (M S, C) rows, to (M, C out)."""
     if of_first:
         return _first_conv(layer, hidden, **of_first)
