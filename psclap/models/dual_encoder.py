@@ -114,7 +114,11 @@ class ParaSpeechCLAPModel(PreTrainedModel):
         """(N, L) token ids and their mask to (N, D) text embeddings, L2-normalised."""
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        tokens = self.text_model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        mask = attention_mask
+        if input_ids.is_cuda and self.text_model.config._attn_implementation == "sdpa":
+            # transformers looks whether a 2-D mask is all ones, and waits for the GPU; a 4-D one it takes as it is.
+            mask = attention_mask[:, None, None].bool()
+        tokens = self.text_model(input_ids=input_ids, attention_mask=mask).last_hidden_state
         return _embed(tokens, attention_mask, self.config.text_pooling, self.text_projection)
 
     def get_audio_features(
