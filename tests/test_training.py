@@ -27,6 +27,7 @@ from psclap.training.loop import Trainer, check_training
 from psclap.training.optim import build_optimizer, learning_rate
 from psclap.training.signals import NoSignals
 from psclap.training.spec import Training, build_training_model
+from psclap.training.step import Stepper, Taken
 from psclap.training.store import CheckpointStore
 from psclap.training.validation import Validation
 from psclap.training.watchdog import Watchdog
@@ -216,7 +217,7 @@ def test_a_compiled_step_computes_the_same(params_mapping: Params, mini_shards: 
         trainer_of(mini(params_mapping, mini_shards, "situational", dropout=0.0, compile=on)) for on in (False, True)
     )
     (batch,) = batches_of(plain, 1)
-    expected, values = (trainer.step(0, batch)[1] for trainer in (plain, compiled))
+    expected, values = (trainer.stepper.step(0, batch).values for trainer in (plain, compiled))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
     for name, value in expected.items():
         assert values[name].item() == pytest.approx(value.item(), rel=1e-4), name
@@ -225,8 +226,10 @@ def test_a_compiled_step_computes_the_same(params_mapping: Params, mini_shards: 
 
 def test_the_gradient_is_clipped_to_the_norm(params_mapping: Params, mini_shards: Path) -> None:
     trainer = trainer_of(mini(params_mapping, mini_shards, max_grad_norm=1e-3))
-    _, values, _, _ = trainer.step(0, batches_of(trainer, 1)[0])
-    norm = torch.stack([parameter.grad.norm() for parameter in trainer.trained if parameter.grad is not None]).norm()
+    values = trainer.stepper.step(0, batches_of(trainer, 1)[0]).values
+    norm = torch.stack(
+        [parameter.grad.norm() for parameter in trainer.stepper.trained if parameter.grad is not None]
+    ).norm()
     assert norm.item() == pytest.approx(1e-3, rel=1e-3)
     assert values["grad_norm"].item() > 1e-2  # what is logged is the norm before
 
@@ -234,7 +237,7 @@ def test_the_gradient_is_clipped_to_the_norm(params_mapping: Params, mini_shards
 def test_the_logit_scale_stays_in_range_at_every_step(params_mapping: Params, mini_shards: Path) -> None:
     trainer = trainer_of(mini(params_mapping, mini_shards, learning_rate=10.0, warmup_steps=0, max_grad_norm=None))
     for step, batch in enumerate(batches_of(trainer, 4)):
-        trainer.step(step, batch)
+        trainer.stepper.step(step, batch)
         assert 1.0 <= trainer.task.model.logit_scale.item() <= 100.0 + 1e-4
 
 
@@ -278,7 +281,7 @@ def test_the_moving_average_is_the_formula_and_is_what_is_kept(
     weight = dict(trainer.task.model.named_parameters())[name]
     expected = weight.detach().clone()
     for step, batch in enumerate(batches_of(trainer, 3)):
-        trainer.step(step, batch)
+        trainer.stepper.step(step, batch)
         decay = min(0.2, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * weight.detach()
     tracker = run(training, tmp_path)
@@ -380,30 +383,32 @@ def poisoned(batch: Any, row: int) -> Any:
 def test_a_step_that_is_not_finite_changes_nothing(params_mapping: Params, mini_shards: Path) -> None:
     trainer = trainer_of(mini(params_mapping, mini_shards))
     first, second = batches_of(trainer, 2)
-    trainer.step(0, first)
+    stepper = trainer.stepper
+    stepper.step(0, first)
     before = {name: tensor.clone() for name, tensor in trainer.task.model.state_dict().items()}
-    moments = [entry["exp_avg"].clone() for entry in trainer.optimizer.state.values()]
-    _, _, is_finite, is_finite_B = trainer.step(1, poisoned(second, 5))
-    assert not is_finite
-    assert (~is_finite_B).nonzero().flatten().tolist() == [5]
+    moments = [entry["exp_avg"].clone() for entry in stepper.optimizer.state.values()]
+    skipped = stepper.step(1, poisoned(second, 5))
+    assert not skipped.is_finite
+    assert (~skipped.pairs_are_finite).nonzero().flatten().tolist() == [5]
     assert all(torch.equal(before[name], tensor) for name, tensor in trainer.task.model.state_dict().items())
-    for moment, entry in zip(moments, trainer.optimizer.state.values(), strict=True):
+    for moment, entry in zip(moments, stepper.optimizer.state.values(), strict=True):
         assert torch.equal(moment, entry["exp_avg"])
         assert entry["step"] == 1
-    _, values, is_finite, _ = trainer.step(1, second)
-    assert is_finite
-    assert values["loss/total"].isfinite()
+    taken = stepper.step(1, second)
+    assert taken.is_finite
+    assert taken.values["loss/total"].isfinite()
 
 
-class Poisoning(Trainer):
-    """Gives two of its batches a clip that embeds to NaN."""
+class Poisoning(Stepper):
+    """Two of its batches have a clip that embeds to NaN."""
 
-    def step(self, step: int, batch: Any) -> Any:
+    def step(self, step: int, batch: Any) -> Taken:
         return super().step(step, poisoned(batch, 3) if step in (1, 2) else batch)
 
 
 def poisoning(training: Training, tracker: Recorder, folder: Path) -> bool:
-    trainer = Poisoning(training, ShardIndex(training.shards), torch.device("cpu"), tracker, Watchdog(None))
+    trainer = trainer_of(training, tracker)
+    trainer.stepper.__class__ = Poisoning
     trainer.resume(CheckpointStore(folder))
     return trainer.run(CheckpointStore(folder), NoSignals())
 

@@ -20,6 +20,7 @@ from psclap.losses.contrastive import info_nce
 from psclap.losses.sigmoid import sigmoid
 from psclap.models.pooling import pool, pooled_size
 from psclap.models.projection import Projection
+from psclap.models.wavlm import accelerate
 
 MAX_LOGIT_SCALE = 100.0
 
@@ -82,6 +83,7 @@ class ParaSpeechCLAPModel(PreTrainedModel):
         self.log_logit_scale = nn.Parameter(torch.tensor(math.log(config.logit_scale_init_value)))
         bias = config.logit_bias_init_value
         self.logit_bias = None if bias is None else nn.Parameter(torch.tensor(float(bias)))
+        accelerate(self.audio_model)
         # What the objective never reaches would stop DistributedDataParallel: the text model's own pooler,
         # and WavLM's mask embedding, which only SpecAugment uses.
         if getattr(self.text_model, "pooler", None) is not None:
@@ -110,14 +112,18 @@ class ParaSpeechCLAPModel(PreTrainedModel):
             attention_mask = torch.ones_like(input_values, dtype=torch.long)
         frames = self.audio_model(input_values=input_values, attention_mask=attention_mask).last_hidden_state
         mask_BF = self.audio_model._get_feature_vector_attention_mask(frames.shape[1], attention_mask)
-        return F.normalize(self.audio_projection(pool(frames, mask_BF, self.config.audio_pooling)), dim=-1)
+        return _embed(frames, mask_BF, self.config.audio_pooling, self.audio_projection)
 
     def embed_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """(N, L) token ids and their mask to (N, D) text embeddings, L2-normalised."""
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        tokens = self.text_model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        return F.normalize(self.text_projection(pool(tokens, attention_mask, self.config.text_pooling)), dim=-1)
+        mask = attention_mask
+        if input_ids.is_cuda and self.text_model.config._attn_implementation == "sdpa":
+            # transformers looks whether a 2-D mask is all ones, and waits for the GPU; a 4-D one it takes as it is.
+            mask = attention_mask[:, None, None].bool()
+        tokens = self.text_model(input_ids=input_ids, attention_mask=mask).last_hidden_state
+        return _embed(tokens, attention_mask, self.config.text_pooling, self.text_projection)
 
     def get_audio_features(
         self, input_values: torch.Tensor, attention_mask: torch.Tensor | None = None
@@ -161,3 +167,10 @@ class ParaSpeechCLAPModel(PreTrainedModel):
         if self.logit_bias is None:
             return info_nce(audio_BD, text_BD, self.logit_scale)
         return sigmoid(audio_BD, text_BD, self.logit_scale, self.logit_bias)
+
+
+def _embed(hidden_BFH: torch.Tensor, mask_BF: torch.Tensor, pooling: str, projection: Projection) -> torch.Tensor:
+    """A tower's last states to (B, D) unit vectors, in the weights' type whatever autocast gave the encoder."""
+    with torch.autocast(hidden_BFH.device.type, enabled=False):
+        hidden_BFH = hidden_BFH.to(projection.linear1.weight.dtype)
+        return F.normalize(projection(pool(hidden_BFH, mask_BF, pooling)), dim=-1)

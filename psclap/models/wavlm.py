@@ -3,16 +3,12 @@
 `accelerate` changes the classes of a model's parts in place, so that loading, saving, gradient checkpointing and old
 checkpoints go on as they are. What costs time in the originals, and what is done instead:
 
-- convolutions over (B, C, T): over (B T, C) they are plain matrix products, as fast in bf16 as in fp32, and the layer
-  norm needs no transposition
-- the first convolution's group norm: a linear map's moments follow from its input's, so that both are one product
-- the positional convolution, 128 taps wide: by FFT
-- attention with weights averaged for nobody, and a position bias repeated for every clip: scaled-dot-product attention
-  over the valid frames
-- dropout, whose random numbers torch draws one by one on a CPU: 16 bits for each element, drawn in bulk
+- convolutions: `psclap.models.wavlm_conv`
+- attention whose weights are averaged for nobody and whose position bias is repeated for every clip: scaled-dot-product
+  attention; on a CPU clip by clip, over the valid frames
+- dropout, for which torch draws one number after the other on a CPU: 16 random bits for each element, drawn in bulk
 
-Axes: B clips, T samples or frames of a convolution, F frames, E hidden dimensions, H heads, D dimensions of a head,
-C channels, K taps.
+Axes: B clips, F frames, E hidden dimensions, H heads, D dimensions of a head.
 """
 
 from __future__ import annotations
@@ -23,7 +19,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.models.wavlm import modeling_wavlm as original
+
+from psclap.models import wavlm_conv
 
 
 def accelerate(model: nn.Module) -> None:
@@ -81,7 +80,8 @@ class Attention(original.WavLMAttention):
         else:
             bias = _GatedBias.apply(gate_BHF1, position_bias, attention_mask, query.dtype)
             query, key, value = (states.transpose(1, 2) for states in (query, key, value))
-            mixed = F.scaled_dot_product_attention(query, key, value, bias, dropout).transpose(1, 2)
+            with sdpa_kernel(_WITH_BIAS_GRADIENT):
+                mixed = F.scaled_dot_product_attention(query, key, value, bias, dropout).transpose(1, 2)
         return self.out_proj(mixed.flatten(2)), None, position_bias
 
     def _gate(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -114,10 +114,13 @@ class _ClipwiseAttention(torch.autograd.Function):
                 q, k, v = (states[clip, :length].transpose(0, 1) for states in (query, key, value))
                 scores = ((q * q.shape[-1] ** -0.5) @ k.mT).float()
                 scores.addcmul_(gate[clip, :, :length], bias[:, :length, :length])
-                weights.append(scores.softmax(-1).to(q.dtype))
-                kept += [_draw_kept(scores.shape, dropout)] if dropout else []
-                used = _dropped(weights[clip], kept[clip], dropout) if dropout else weights[clip]
+                used = of_clip = scores.softmax(-1).to(q.dtype)
+                if dropout:
+                    kept.append(_draw_kept(scores.shape, dropout))
+                    used = _dropped(of_clip, kept[-1], dropout)
                 mixed[clip, :length] = (used @ v).transpose(0, 1)
+                if any(ctx.needs_input_grad):
+                    weights.append(of_clip)
         ctx.save_for_backward(query, key, value, gate, bias, mixed, *weights, *kept)
         ctx.frames, ctx.dropout = frames, dropout
         return mixed
@@ -173,139 +176,19 @@ class _GatedBias(torch.autograd.Function):
         return d_gate[..., None].to(gate.dtype), d_bias, None, None
 
 
-class PositionalConv(original.WavLMPositionalConvEmbedding):
-    """The grouped convolution of K taps by FFT, in float32."""
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """(B, F, E) to (B, F, E)."""
-        conv, frames = self.conv, hidden_states.shape[1]
-        taps, groups, left = conv.kernel_size[0], conv.groups, conv.padding[0]
-        size = -(-(frames + taps - 1) // 64) * 64  # no wrap-around, and small prime factors
-        with torch.autocast(hidden_states.device.type, enabled=False):
-            padded = F.pad(hidden_states.float(), (0, 0, left, 0))
-            spectrum = torch.fft.rfft(padded, size, dim=1).unflatten(2, (groups, -1))
-            kernel = torch.fft.rfft(conv.weight.float(), size).conj().unflatten(0, (groups, -1))
-            product = torch.einsum("bfgi,goif->bfgo", spectrum, kernel).flatten(2)
-            convolved = torch.fft.irfft(product, size, dim=1)[:, :frames] + conv.bias
-        return self.activation(convolved.to(hidden_states.dtype))
-
-
-class FeatureEncoder(original.WavLMFeatureEncoder):
-    """The convolutions over rows of C channels; see `_strided_conv`."""
-
-    def forward(self, input_values: torch.Tensor) -> torch.Tensor:
-        """(B, T) waves to (B, C, F), in autocast's type where it is on."""
-        device = input_values.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else input_values.dtype
-        first, *others = self.conv_layers
-        if self._requires_grad and self.training and first.gradient_checkpointing:
-            input_values = input_values.detach().requires_grad_()  # checkpoints need it
-        frames = (input_values.shape[1] - first.conv.kernel_size[0]) // first.conv.stride[0] + 1
-        rows = frames + -frames % math.prod(layer.conv.stride[0] for layer in others)
-        with torch.autocast(device, enabled=False):
-            hidden = first(input_values, frames=frames, rows=rows, dtype=dtype)
-            for layer in others:
-                hidden = layer(hidden)
-                frames = (frames - layer.conv.kernel_size[0]) // layer.conv.stride[0] + 1
-        return hidden.unflatten(0, (len(input_values), -1))[:, :frames].transpose(1, 2)
-
-
-def _first_conv(layer: nn.Module, wave: torch.Tensor, frames: int, rows: int, dtype: torch.dtype) -> torch.Tensor:
-    """(B, T) waves to (B rows, C), with the group norm, over the first `frames` rows of a clip, where there is one."""
-    conv, norm = layer.conv, getattr(layer, "layer_norm", None)
-    taps, stride = conv.kernel_size[0], conv.stride[0]
-    wave = F.pad(wave, (0, max(0, (rows - 1) * stride + taps - wave.shape[1])))
-    windows = wave.unfold(1, taps, stride)[:, :rows]  # (B, rows, K)
-    weight = conv.weight[:, 0]
-    if not isinstance(norm, nn.GroupNorm):
-        return F.linear(windows.to(dtype), weight.to(dtype), _to(conv.bias, dtype)).flatten(0, 1)
-    # The moments of a linear map's outputs follow from its inputs'. In float64: a filter can take nearly all away.
-    valid, weight = windows[:, :frames].double(), weight.double()
-    mean_BK = valid.mean(1)
-    covariance_BKK = valid.mT @ valid / frames - mean_BK[:, :, None] * mean_BK[:, None]
-    variance_BC = torch.einsum("ck,bkl,cl->bc", weight, covariance_BKK, weight)
-    scale_BC = norm.weight * (variance_BC + norm.eps).rsqrt()
-    shift_BC = norm.bias - mean_BK @ weight.T * scale_BC
-    affine = torch.cat([weight * scale_BC[..., None], shift_BC[..., None]], dim=-1).to(dtype)
-    return (F.pad(windows, (0, 1), value=1.0).to(dtype) @ affine.mT).flatten(0, 1)
-
-
-class _StridedConv(torch.autograd.Function):
-    """A convolution of stride S and K taps, (M, S C) rows with a (C out, K C) weight, as a product for each S taps.
-
-    The last rows of a clip take some of the next clip's. They are of incomplete windows, and not asked for.
-    """
-
-    @staticmethod
-    def forward(ctx, rows, weight, bias):  # type: ignore[no-untyped-def]
-        ctx.save_for_backward(rows, weight)
-        first, *others = weight.split(rows.shape[1], dim=1)
-        out = F.linear(rows[:, : first.shape[1]], first, bias)
-        for shift, part in enumerate(others, 1):
-            out[:-shift].addmm_(rows[shift:, : part.shape[1]], part.T)
-        return out
-
-    @staticmethod
-    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
-        rows, weight = ctx.saved_tensors
-        first, *others = weight.split(rows.shape[1], dim=1)
-        d_rows = gradient @ first
-        d_weight = [gradient.T @ rows[:, : first.shape[1]]]
-        if first.shape[1] < rows.shape[1]:
-            d_rows = F.pad(d_rows, (0, rows.shape[1] - first.shape[1]))
-        for shift, part in enumerate(others, 1):
-            d_rows[shift:, : part.shape[1]].addmm_(gradient[:-shift], part)
-            d_weight.append(gradient[:-shift].T @ rows[shift:, : part.shape[1]])
-        return d_rows, torch.cat(d_weight, dim=1), gradient.sum(0) if ctx.needs_input_grad[2] else None
-
-
-def _convolve(layer: nn.Module, hidden: torch.Tensor, **of_first: Any) -> torch.Tensor:
-    """The first layer's convolution of (B, T) waves, or another one's of (M S, C) rows, to (M, C out)."""
-    if of_first:
-        return _first_conv(layer, hidden, **of_first)
-    rows = hidden.view(-1, layer.conv.stride[0] * hidden.shape[1])
-    weight = layer.conv.weight.mT.flatten(1)
-    return _StridedConv.apply(rows, weight.to(hidden.dtype), _to(layer.conv.bias, hidden.dtype))
-
-
-class ConvLayer(original.WavLMNoLayerNormConvLayer):
-    """Convolution and activation."""
-
-    def forward(self, hidden_states: torch.Tensor, **of_first: Any) -> torch.Tensor:
-        """As `_convolve`."""
-        return self.activation(_convolve(self, hidden_states, **of_first))
-
-
-class GroupNormConvLayer(original.WavLMGroupNormConvLayer):
-    """The first convolution of WavLM-base, with its norm over time."""
-
-    forward = ConvLayer.forward
-
-
-class LayerNormConvLayer(original.WavLMLayerNormConvLayer):
-    """Convolution, norm over the channels, activation."""
-
-    def forward(self, hidden_states: torch.Tensor, **of_first: Any) -> torch.Tensor:
-        """As `_convolve`."""
-        hidden_states, norm = _convolve(self, hidden_states, **of_first), self.layer_norm
-        weight, bias = (_to(parameter, hidden_states.dtype) for parameter in (norm.weight, norm.bias))
-        return self.activation(F.layer_norm(hidden_states, norm.normalized_shape, weight, bias, norm.eps))
-
-
-def _to(parameter: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
-    return None if parameter is None else parameter.to(dtype)
-
-
 def _on_eager_cpu(tensor: torch.Tensor) -> bool:
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
+# The other kernels of scaled-dot-product attention give the bias no gradient.
+_WITH_BIAS_GRADIENT = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+
 _FASTER = {
     nn.Dropout: Dropout,
     original.WavLMAttention: Attention,
-    original.WavLMFeatureEncoder: FeatureEncoder,
-    original.WavLMGroupNormConvLayer: GroupNormConvLayer,
-    original.WavLMLayerNormConvLayer: LayerNormConvLayer,
-    original.WavLMNoLayerNormConvLayer: ConvLayer,
-    original.WavLMPositionalConvEmbedding: PositionalConv,
+    original.WavLMFeatureEncoder: wavlm_conv.FeatureEncoder,
+    original.WavLMGroupNormConvLayer: wavlm_conv.GroupNormConvLayer,
+    original.WavLMLayerNormConvLayer: wavlm_conv.LayerNormConvLayer,
+    original.WavLMNoLayerNormConvLayer: wavlm_conv.ConvLayer,
+    original.WavLMPositionalConvEmbedding: wavlm_conv.PositionalConv,
 }

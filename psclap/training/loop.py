@@ -10,23 +10,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from psclap import distributed
 from psclap.config import TrainConfig
 from psclap.loader import Loader, Position, check_cache, check_share
 from psclap.shards.index import ShardIndex
-from psclap.training.batch import Batch
 from psclap.training.checkpoint import Progress, TrainerState, load_checkpoint, save_checkpoint
 from psclap.training.data import build_stream, carried_tags, check_plans, check_tags, total_steps
 from psclap.training.finite import FiniteGuard
 from psclap.training.meter import Meter
-from psclap.training.optim import WeightAverage, build_optimizer, freeze, learning_rate
 from psclap.training.signals import NoSignals, Signals
-from psclap.training.spec import Training, build_training_model
+from psclap.training.spec import Training
+from psclap.training.step import Stepper, build_task
 from psclap.training.store import CheckpointStore
-from psclap.training.task import ContrastiveTask
 from psclap.training.tracker import Tracker
 from psclap.training.validation import Validation
 from psclap.training.watchdog import Watchdog
@@ -69,7 +65,7 @@ def train(
 
 
 class Trainer:
-    """The state of one training on one rank, and what a step does to it."""
+    """The state of one training on one rank."""
 
     def __init__(
         self, training: Training, index: ShardIndex, device: torch.device, tracker: Tracker, watchdog: Watchdog
@@ -79,13 +75,9 @@ class Trainer:
         self.stream = build_stream(self.config, index, training.seed)
         self.total_steps = total_steps(self.config, self.stream)
         self.validation = Validation(index, self.config)
-        self.task = _build_task(training, index, carried_tags(index, self.stream)).to(device)
-        model = self.task.model
-        self.optimizer = build_optimizer(model, self.config)
-        self.average = None if self.config.ema_decay is None else WeightAverage(model, self.config.ema_decay)
-        self.state = TrainerState(self.task, self.optimizer, self.average)
-        self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.parallel = _parallel(self.task, device)
+        self.task = build_task(training, index, carried_tags(index, self.stream)).to(device)
+        self.stepper = Stepper(self.task, self.config, self.total_steps, training.seed)
+        self.state = TrainerState(self.task, self.stepper.optimizer, self.stepper.average)
         self.hosts = distributed.HostGroup()
         self.progress = Progress(identity=training.identity(index))
 
@@ -117,9 +109,9 @@ class Trainer:
         for step in range(self.progress.step, self.total_steps):
             self.watchdog.alive()
             here, (position, batch) = position, meter.waiting(lambda: next(batches))
-            rate, values, is_finite, is_finite_B = self.step(step, batch)
+            taken = self.stepper.step(step, batch)
             done = step + 1
-            guard.add(done, here, is_finite, is_finite_B)
+            guard.add(done, here, taken.is_finite, taken.pairs_are_finite)
             asked = [signals.leave(), signals.save()]
             leave, save, *counts = self.hosts.sum(np.array([*asked, *batch.counts], np.int64))
             meter.add(np.array(counts))
@@ -127,7 +119,7 @@ class Trainer:
             validates = is_last or done % config.validate_every == 0
             if is_last or done % config.log_every == 0:
                 self.settle(guard)
-                self.tracker.metrics(done, {"lr": rate, **_read(values), **meter.read(done)})
+                self.tracker.metrics(done, {"lr": taken.learning_rate, **_read(taken.values), **meter.read(done)})
             if validates or leave or save or self._is_checkpoint_step(done):
                 self.settle(guard)
                 self.checkpoint(done, position, guard.skipped_steps, store, validates)
@@ -143,39 +135,6 @@ class Trainer:
         if self.progress.step >= self.total_steps:
             return True
         return self.config.patience is not None and self.progress.validations_since_best >= self.config.patience
-
-    def step(self, step: int, batch: Batch) -> tuple[float, dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
-        """One optimiser step, number `step` from 0, on this rank's share of a global batch.
-
-        Returns the learning rate; the global losses, the logit scale and the gradient norm; whether the step was
-        taken, which it is where loss and gradient are finite; and whether each pair's embeddings are finite, (B,).
-        All stay on the device, and nothing in here waits for it.
-        """
-        rate = learning_rate(step, self.total_steps, self.config)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        # The random state is a function of the step, so that a resumed run draws the same dropout.
-        torch.manual_seed(_hash_int([self.training.seed, step, distributed.rank()]))
-        self.parallel.train()
-        losses = self.parallel(batch.to(self.device))
-        self.optimizer.zero_grad(set_to_none=True)
-        losses.total.backward()
-        gradients = [parameter.grad for parameter in self.trained if parameter.grad is not None]
-        norm = get_total_norm(gradients)
-        is_finite = torch.isfinite(norm) & torch.isfinite(losses.total.detach())
-        if self.config.max_grad_norm is not None:
-            clip_grads_with_norm_(self.trained, self.config.max_grad_norm, norm)
-        self.optimizer.found_inf = (~is_finite).float()  # type: ignore[attr-defined]  # fused Adam then changes nothing
-        self.optimizer.step()
-        model = self.task.model
-        model.clamp_logit_scale()
-        if self.average is not None:
-            self.average.update(step)
-        values = {"loss/total": losses.total.detach(), **{f"loss/{n}": value for n, value in losses.report.items()}}
-        values |= {"logit_scale": model.logit_scale.detach(), "grad_norm": norm}
-        if model.logit_bias is not None:
-            values["logit_bias"] = model.logit_bias.detach()
-        return rate, values, is_finite, losses.is_finite
 
     def settle(self, guard: FiniteGuard) -> None:
         """Tells of the steps that were not taken; raises where they are too many."""
@@ -198,7 +157,8 @@ class Trainer:
 
     def validate(self) -> dict[str, float]:
         """The validation metrics of the model as it would be kept, the same on every rank."""
-        averaged = self.average.in_model() if self.average is not None else contextlib.nullcontext()
+        average = self.stepper.average
+        averaged = average.in_model() if average is not None else contextlib.nullcontext()
         with averaged:
             return self.validation.metrics(self.task.model, self.task.processor, self.watchdog.alive)
 
@@ -227,33 +187,13 @@ class Trainer:
             "seed": self.training.seed,
             "total_steps": self.total_steps,
             "parameters": sum(parameter.numel() for parameter in self.task.model.parameters()),
-            "trainable_parameters": sum(parameter.numel() for parameter in self.trained),
+            "trainable_parameters": sum(parameter.numel() for parameter in self.stepper.trained),
             "train_examples": len(self.stream.examples),
         }
 
     def _is_checkpoint_step(self, done: int) -> bool:
         every = self.training.checkpoints.every_steps
         return every is not None and done % every == 0
-
-
-def _build_task(training: Training, index: ShardIndex, tags: list[str]) -> ContrastiveTask:
-    model, processor = build_training_model(training, index)
-    freeze(model, training.train.freeze)
-    compute = training.train.compute
-    if compute.gradient_checkpointing:
-        model.activation_checkpointing_enable()
-    if compute.compile:
-        for encoder in (model.audio_model, model.text_model):
-            encoder.compile(dynamic=True)  # clips and captions have many lengths
-    return ContrastiveTask(model, processor, training.train, tags)
-
-
-def _parallel(task: ContrastiveTask, device: torch.device) -> torch.nn.Module:
-    if distributed.world_size() == 1:
-        return task
-    ids = [device.index] if device.type == "cuda" else None
-    # No buffer changes in training: there is nothing to broadcast.
-    return DistributedDataParallel(task, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 def _after(
@@ -276,7 +216,3 @@ def _after(
 def _read(values: Mapping[str, torch.Tensor]) -> dict[str, float]:
     """The values on this side: the one place where a step waits for the device."""
     return dict(zip(values, torch.stack([value.float() for value in values.values()]).tolist(), strict=True))
-
-
-def _hash_int(numbers: list[int]) -> int:
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
