@@ -12,7 +12,7 @@ from transformers import AutoModel, BertConfig, WavLMConfig, WavLMModel
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention
 
 from psclap.models import ParaSpeechCLAPConfig, ParaSpeechCLAPModel
-from psclap.models.wavlm import Dropout, accelerate
+from psclap.models.wavlm import Dropout, _GatedBias, accelerate
 
 NUM_SAMPLES = (12000, 5003, 8321)
 KINDS = {
@@ -103,6 +103,20 @@ def test_equals_transformers(kind: str, mode: str, monkeypatch: pytest.MonkeyPat
         check_equal(valid_states(ours.eval(), *batch()), expected)
         waves, _ = batch()
         check_equal(ours(waves).last_hidden_state, original.eval()(waves).last_hidden_state)
+
+
+def test_the_bias_is_laid_out_as_the_kernels_of_a_gpu_take_it() -> None:
+    _, ours = both("base")
+    attention = ours.encoder.layers[0].attention
+    states, mask = torch.randn(3, 37, 64), torch.arange(37) < torch.tensor([37, 5, 20])[:, None]
+    position_bias = attention.compute_bias(37, 37)
+    gate = attention._gate(states)
+    bias = _GatedBias.apply(gate, position_bias, mask, torch.bfloat16)
+    assert position_bias.is_contiguous()
+    assert bias.shape == (3, 4, 37, 37)
+    assert bias.stride() == (4 * 37 * 48, 37 * 48, 48, 1)  # else it is copied: rows must start at multiples of 16
+    expected = (gate * position_bias[..., :37]).masked_fill(~mask[:, None, None], float("-inf")).softmax(-1)
+    torch.testing.assert_close(bias.float().softmax(-1), expected, atol=0.01, rtol=0)
 
 
 def test_padding_has_no_influence() -> None:

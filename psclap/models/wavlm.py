@@ -99,7 +99,8 @@ class Attention(original.WavLMAttention):
         key_length += -key_length % 16
         distance = torch.arange(1 - query_length, key_length, device=self.rel_attn_embed.weight.device)
         bias = self.rel_attn_embed(self._relative_positions_bucket(distance)).T
-        return bias.unfold(1, key_length, 1).flip(1)  # row by row the same numbers, each row one further to the left
+        # Row by row the same numbers, each row one further to the left.
+        return bias.unfold(1, key_length, 1).flip(1).contiguous()
 
 
 class _ClipwiseAttention(torch.autograd.Function):
@@ -158,7 +159,7 @@ class _GatedBias(torch.autograd.Function):
     def forward(ctx, gate, bias, mask, dtype):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(gate, bias)
         frames = gate.shape[2]
-        gate, bias = gate.to(dtype), bias.to(dtype)
+        gate, bias = gate.to(dtype).contiguous(), bias.to(dtype)
         padding = torch.zeros((), dtype=dtype, device=gate.device)
         if mask is not None:
             padding = torch.zeros(len(mask), bias.shape[2], dtype=dtype, device=gate.device)
