@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from pipelines.delivery import Delivery
 from pipelines.tracking import TrackingStore, impatient
+from psclap.errors import PsclapError
 from psclap.storage import redacted
 from psclap.training.journal import Journal, JournalTracker
 from psclap.training.progress import say, shown
@@ -31,7 +32,8 @@ def reported(journal: Journal, store: TrackingStore, tags: Mapping[str, str]) ->
         try:
             yield
         except BaseException as error:
-            tracker.status("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            with suppress(PsclapError):  # a disk that is full may be what failed: that is the sentence to end with
+                tracker.status("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
         tracker.status("FINISHED")
 

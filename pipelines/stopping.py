@@ -9,6 +9,9 @@ from typing import Any
 
 from psclap.training.signals import UnixSignals
 
+ASK_EVERY = 10
+"""Steps."""
+
 
 class StopFlag:
     """A flag that the driver raises and a worker sees; it goes to the workers as it is. Needs a Ray session."""
@@ -50,11 +53,11 @@ class _Flag:
 class RaySignals:
     """A worker's signals: the driver's flag, and Ray's notice that a node of the training goes away.
 
-    Asking Ray is a barrier over the workers, so it is done at every `ask_every`-th step.
+    Asking Ray is a barrier over the workers of a few milliseconds, so it is done at every ASK_EVERY-th step.
     """
 
-    def __init__(self, flag: StopFlag, ask_every: int):
-        self._stopped, self._ask_every = flag.watch(), ask_every
+    def __init__(self, flag: StopFlag):
+        self._stopped = flag.watch()
         self._steps = 0
         self._deadline_ms: int | None = None
 
@@ -67,7 +70,7 @@ class RaySignals:
         import ray.train
 
         self._steps += 1
-        if self._steps % self._ask_every:
+        if self._steps % ASK_EVERY:
             return False
         notice = ray.train.get_preemption_info()
         before, self._deadline_ms = self._deadline_ms, (notice.deadline_ms or 0) if notice else None

@@ -22,6 +22,12 @@ from psclap.tags import ATTRIBUTES
 PRESETS_FOLDER = Path(__file__).parent / "presets"
 
 
+def _check_url(url: str | None, example: str) -> None:
+    """Raises ConfigError for what is neither null nor a URL."""
+    if url is not None and "://" not in url:
+        raise ConfigError(f"url {url!r} must be a URL, such as {example}")
+
+
 @dataclass(frozen=True)
 class CorpusConfig:
     """Which corpus, and its own options (psclap/corpora/NAME.py lists them)."""
@@ -49,8 +55,7 @@ class ShardConfig:
     max_reject_rate: float = field(metadata=between(0, 1))
 
     def __post_init__(self) -> None:
-        if self.url is not None and "://" not in self.url:
-            raise ConfigError(f"url {self.url!r} must be a URL, such as s3://bucket/shards; null is data/shards")
+        _check_url(self.url, "s3://bucket/shards; null is data/shards")
         if self.min_duration_s >= self.max_duration_s:
             raise ConfigError(
                 f"min_duration_s {self.min_duration_s} must be below max_duration_s {self.max_duration_s}"
@@ -239,20 +244,26 @@ class LoadingConfig:
 class CheckpointConfig:
     """Checkpoints are written at each validation and, where `every_steps` is given, that often besides.
 
-    Kept are the `keep_last` newest and the `keep_best` best by `train.*.best_metric`.
+    Kept are the `keep_last` newest and the `keep_best` best by `train.*.best_metric`; under `url` (such as
+    s3://bucket/checkpoints) where the machines share no file system, null: in the run's folder.
     """
+
+    url: str | None = None
 
     every_steps: int | None = field(default=None, metadata=at_least(1))
     keep_last: int = field(default=2, metadata=at_least(1))
     keep_best: int = field(default=1, metadata=at_least(1))
+
+    def __post_init__(self) -> None:
+        _check_url(self.url, "s3://bucket/checkpoints; null is the run's folder")
 
 
 @dataclass(frozen=True)
 class ResourcesConfig:
     """Where there are GPUs, one worker each (`gpu_workers` null: all of them); else `cpu_workers`.
 
-    A worker that makes no progress for `hang_timeout_s` is ended and the training goes on from its last checkpoint,
-    as after a worker's death; `max_failures` times in all.
+    A worker that makes no progress for `hang_timeout_s` is ended and the training
+    goes on from its last checkpoint, as after a worker's death; `max_failures` times in all.
     """
 
     cpu_workers: int = field(metadata=at_least(1))
@@ -260,7 +271,7 @@ class ResourcesConfig:
     gpu_workers: int | None = field(metadata=at_least(1))
     loading: LoadingConfig
     checkpoints: CheckpointConfig
-    hang_timeout_s: float = field(metadata=at_least(1))
+    hang_timeout_s: float = field(metadata=between(1, 1e6))
     max_failures: int = field(metadata=at_least(0))
 
 

@@ -17,7 +17,7 @@ All of it holds for sums of shares only: what is divided by (a number of clips) 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -146,6 +146,7 @@ class HostGroup:
         dist.all_reduce(total, group=self._group)
         return total.numpy()
 
-    def of_first(self, value: int) -> int:
-        """Rank 0's value."""
-        return int(self.sum(np.array([value if rank() == 0 else 0]))[0])
+    def of_first(self, values: Sequence[float]) -> list[float]:
+        """Rank 0's values, to the bit."""
+        bits = np.array(values, np.float64).view(np.int64)
+        return self.sum(bits if rank() == 0 else np.zeros_like(bits)).view(np.float64).tolist()

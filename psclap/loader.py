@@ -6,6 +6,7 @@ or processes turn jobs into batches; they hold no index, so that their number co
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import shutil
@@ -84,7 +85,7 @@ class _Job:
 
 
 class Loader:
-    """This rank's share of every global batch from a position on, epoch after epoch, without end.
+    """This rank's share of every global batch from a position on, epoch after epoch.
 
     The crop, the caption and everything else drawn for an example depend on (seed, epoch, place in the epoch)
     alone: the same whoever loads it, and however many ranks and loader processes there are.
@@ -98,9 +99,11 @@ class Loader:
         max_crop_s: float,
         loading: LoadingConfig,
         position: Position = Position(),
+        num_batches: int | None = None,
         pin_memory: bool = False,
     ):
-        """`pin_memory` puts batches where a GPU copies them from without waiting.
+        """`num_batches` is where it ends, None: nowhere; no plan is made of an epoch after it. `pin_memory` puts
+        batches where a GPU copies them from without waiting.
 
         Raises PsclapError for what would hang, starve or break later: a batch that the ranks cannot share equally,
         a cache that the shards do not fit into, too little shared memory.
@@ -110,6 +113,7 @@ class Loader:
         per_rank = stream.batch_size // ranks
         self._share = slice(distributed.rank() * per_rank, (distributed.rank() + 1) * per_rank)
         self._stream, self._loading, self._position, self._pin_memory = stream, loading, position, pin_memory
+        self._num_batches = num_batches
         max_crop = round(max_crop_s * stream.index.sample_rate_hz)
         check_cache(stream)
         if storage.is_remote(stream.index.location):
@@ -131,11 +135,16 @@ class Loader:
                 for job in self._jobs():
                     ahead.append(executor.submit(self._batches.__getitem__, job))
                     if len(ahead) > _PREFETCH:
-                        position, batch = ahead.popleft().result()
-                        yield position, batch.pin_memory() if self._pin_memory else batch
+                        yield self._result(ahead.popleft())
+                while ahead:
+                    yield self._result(ahead.popleft())
             finally:
                 for future in ahead:
                     future.cancel()
+
+    def _result(self, future: Future[tuple[Position, Any]]) -> tuple[Position, Any]:
+        position, batch = future.result()
+        return position, batch.pin_memory() if self._pin_memory else batch
 
     def _by_processes(self) -> Iterator[tuple[Position, Any]]:
         context = multiprocessing.get_context(self._loading.start_method)
@@ -159,6 +168,9 @@ class Loader:
             yield position, batch
 
     def _jobs(self) -> Iterator[_Job]:
+        return itertools.islice(self._endless_jobs(), self._num_batches)
+
+    def _endless_jobs(self) -> Iterator[_Job]:
         position = self._position
         while True:
             plan = self._stream.plan(position.epoch)

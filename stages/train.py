@@ -40,7 +40,6 @@ def main(params: Params, variant: str) -> None:
     with atomic_folder(TRAINING / variant) as folder:
         shutil.copytree(trained.journal.folder, folder, dirs_exist_ok=True)
         _write_history(folder / "history.csv", trained.journal.history())
-    trained.remove_storage()
     best = f"best checkpoint, of step {trained.step}, in {MODELS / variant}"
     print(f"train: {variant}: {best}; {headline(trained.metrics)}")
 

@@ -1,6 +1,7 @@
 """Ray Train around the loop, disturbed: the run ends as the one that nobody disturbed, to the bit."""
 
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,32 +14,37 @@ from typing import Any
 
 import psutil
 import pytest
+import yaml
 from small_training import at, mini
 
 from pipelines.cluster import ray_session
 from pipelines.tracking import TrackingStore
 from pipelines.train import Run, train_variant
-from psclap.config import CheckpointConfig, parse_params
+from psclap.config import PRESETS_FOLDER, CheckpointConfig, parse_params
+from psclap.errors import PsclapError
 from psclap.training.journal import Journal
 
-Params = dict[str, Any]
 STEPS = 40
 
 
-@pytest.fixture
-def run(params_mapping: Params, mini_shards: Path, tmp_path: Path) -> Run:
+def small_run(shards: Path, folder: Path, **resources: Any) -> Run:
     """Two workers, a checkpoint every 4 steps."""
+    mapping = yaml.safe_load((PRESETS_FOLDER / "demo.yaml").read_text())
     changes = {"max_steps": STEPS, "validate_every": 20, "checkpoints": CheckpointConfig(every_steps=4)}
-    training = replace(mini(params_mapping, mini_shards, **changes), hang_timeout_s=120.0)
     return Run(
         name="small",
-        training=training,
-        resources=replace(parse_params(params_mapping).resources, cpu_workers=2, max_failures=3),
-        storage=tmp_path / "runs",
-        store=TrackingStore(f"sqlite:///{tmp_path}/mlflow.db", (tmp_path / "artifacts").as_uri()),
+        training=replace(mini(mapping, shards, **changes), hang_timeout_s=120.0),
+        resources=replace(parse_params(mapping).resources, cpu_workers=2, max_failures=3, **resources),
+        storage=folder / "runs",
+        store=TrackingStore(f"sqlite:///{folder}/mlflow.db", (folder / "artifacts").as_uri()),
         experiment="disturbed",
         tags={},
     )
+
+
+@pytest.fixture
+def run(mini_shards: Path, tmp_path: Path) -> Run:
+    return small_run(mini_shards, tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -89,15 +95,40 @@ def losses(run: Run) -> dict[float, float]:
 
 
 @pytest.fixture(scope="module")
-def expected() -> dict[str, Any]:
-    """What the undisturbed run, the first test, leaves for the others."""
-    return {}
+def expected(mini_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a run leaves that nobody disturbs."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    run = small_run(mini_shards, folder)
+    with ray_session():
+        train_variant(run, folder / "model")
+    assert len(losses(run)) == STEPS
+    return {"products": products(folder / "model"), "losses": losses(run)}
 
 
-def test_an_undisturbed_run(session: None, run: Run, tmp_path: Path, expected: dict[str, Any]) -> None:
-    train_variant(run, tmp_path / "model")
-    expected |= {"products": products(tmp_path / "model"), "losses": losses(run)}
-    assert len(expected["losses"]) == STEPS
+def test_a_sentence_for_the_user_comes_without_a_try_after_the_other(session: None, run: Run, tmp_path: Path) -> None:
+    frozen = replace(run, training=replace(run.training, train=replace(run.training.train, freeze=("audio_modle",))))
+    with pytest.raises(PsclapError, match=r"small: train\..*freeze: the model has no 'audio_modle'"):
+        train_variant(frozen, tmp_path / "model")
+
+
+def test_a_finished_run_whose_products_were_lost_need_not_train_again(
+    session: None, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And the next one of other settings clears it away; one that did not finish stays, and is told."""
+    short = replace(run, training=replace(run.training, train=replace(run.training.train, max_steps=4)))
+    train_variant(short, tmp_path / "model")
+    first = products(tmp_path / "model")
+    shutil.rmtree(tmp_path / "model")
+    train_variant(short, tmp_path / "model")
+    assert "going on from step 4 of 4" in capsys.readouterr().out
+    assert products(tmp_path / "model") == first
+    unfinished = run.storage / "small-0123456789ab"
+    unfinished.mkdir()
+    other = replace(short, training=replace(short.training, seed=5))
+    train_variant(other, tmp_path / "model")
+    assert f"{unfinished} is of an unfinished training" in capsys.readouterr().out
+    assert len(list(run.storage.iterdir())) == 2
+    assert products(tmp_path / "model") != first
 
 
 @pytest.mark.parametrize("disturbance", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
@@ -105,7 +136,7 @@ def test_a_worker_that_dies_or_hangs_is_replaced_and_nothing_is_lost(
     session: None, run: Run, tmp_path: Path, expected: dict[str, Any], disturbance: int
 ) -> None:
     """SIGSTOP: its peer waits for it in a collective and, seeing no progress, ends; Ray starts both anew."""
-    disturbed = replace(run, training=replace(run.training, hang_timeout_s=8.0))
+    disturbed = replace(run, training=replace(run.training, hang_timeout_s=20.0))
     chosen: list[psutil.Process] = []
 
     def disturb() -> None:

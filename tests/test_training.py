@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import pickle
 import shutil
 import subprocess
 import sys
@@ -87,6 +88,29 @@ def test_resuming_a_finished_run_does_nothing(params_mapping: Params, mini_shard
     assert run(training, tmp_path / "b", at(tmp_path / "a", 2)).logged == []
 
 
+_OUTLIVES = """
+import pickle, sys, time
+from dataclasses import replace
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from small_training import Recorder
+import torch
+from psclap.training import loop
+from psclap.training.store import CheckpointStore
+
+class Slow(Recorder):
+    def metrics(self, step, metrics):
+        time.sleep(0.25)
+
+training = pickle.loads((Path(sys.argv[2]) / "training.pickle").read_bytes())
+warm = replace(training, train=replace(training.train, max_steps=1))
+loop.train(warm, Recorder(), CheckpointStore(sys.argv[2] + "/warm"))
+start, timeout_s = time.monotonic(), 12.0
+assert loop.train(replace(training, hang_timeout_s=timeout_s), Slow(), CheckpointStore(sys.argv[2] + "/store"))
+print(time.monotonic() - start, timeout_s)
+"""
+
+
 class AskAt(NoSignals):
     """Asks at a step, counted from 1."""
 
@@ -122,6 +146,18 @@ def test_who_asks_to_save_gets_a_checkpoint_without_a_stop(
     assert read_progress(at(tmp_path, 2)).metrics == {}
 
 
+def test_a_run_that_hangs_nowhere_outlives_its_timeout(
+    params_mapping: Params, mini_shards: Path, tmp_path: Path
+) -> None:
+    """A step, and a clip of a validation, is a sign of life."""
+    (tmp_path / "training.pickle").write_bytes(pickle.dumps(mini(params_mapping, mini_shards, max_steps=60)))
+    command = [sys.executable, "-c", _OUTLIVES, str(Path(__file__).parent), str(tmp_path)]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert process.returncode == 0, process.stderr
+    lasted_s, timeout_s = map(float, process.stdout.split())
+    assert lasted_s > timeout_s
+
+
 def test_a_damaged_checkpoint_is_told_and_the_one_before_it_taken(
     params_mapping: Params, mini_shards: Path, tmp_path: Path
 ) -> None:
@@ -136,6 +172,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_taken(
     tracker = run(training, tmp_path / "damaged")
     assert ["step-00000006 is damaged" in note for note in tracker.notes] == [True, False, False]
     assert tracker.notes[-1] == "going on from step 2 of 6"
+    assert not list((tmp_path / "damaged").glob(".*"))
     same_files(at(tmp_path / "whole", 6), at(tmp_path / "damaged", 6))
 
 
@@ -208,6 +245,18 @@ def test_how_a_step_is_computed_changes_what_it_computes_by_rounding_only(
     assert other == pytest.approx(plain, rel=closeness)
     if compute.get("precision") == "bf16":
         assert other != plain
+
+
+def test_with_gradient_checkpointing_layers_are_computed_again(params_mapping: Params, mini_shards: Path) -> None:
+    passes = {}
+    for on in (False, True):
+        trainer = trainer_of(mini(params_mapping, mini_shards, wavlm=True, max_crop_s=1.0, gradient_checkpointing=on))
+        calls: list[Any] = []
+        for layer in trainer.task.model.audio_model.encoder.layers:
+            layer.attention.register_forward_pre_hook(lambda *inputs, calls=calls: calls.append(1))
+        trainer.stepper.step(0, batches_of(trainer, 1)[0])
+        passes[on] = len(calls)
+    assert passes == {False: 2, True: 4}
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
@@ -299,6 +348,9 @@ def test_the_optimiser_is_as_configured(params_mapping: Params, mini_shards: Pat
     model, _ = build_training_model(training, ShardIndex(mini_shards))
     optimizer = build_optimizer(model, training.train)
     assert optimizer.defaults["betas"] == (0.8, 0.95)
+    assert type(optimizer) is torch.optim.AdamW
+    adam = mini(params_mapping, mini_shards, optimizer="adam")
+    assert type(build_optimizer(model, adam.train)) is torch.optim.Adam
     decayed, kept = optimizer.param_groups
     assert decayed["weight_decay"] == training.train.weight_decay > 0
     assert kept["weight_decay"] == 0
@@ -353,7 +405,9 @@ def test_without_a_better_validation_patience_ends_the_training(
 ) -> None:
     still = {"learning_rate": 1e-12, "warmup_steps": 0, "max_steps": 100, "validate_every": 1, "patience": 2}
     training = mini(params_mapping, mini_shards, **still)
-    assert len(losses(run(training, tmp_path))) == 3  # the first is the best, two are no better
+    tracker = run(training, tmp_path)
+    assert len(losses(tracker)) == 3  # the first is the best, two are no better
+    assert tracker.notes == ["no better val/MRR in 2 validations: the end"]
     assert read_progress(at(tmp_path, 3)).validations_since_best == 2
     assert losses(run(training, tmp_path)) == []
 
@@ -381,16 +435,19 @@ def poisoned(batch: Any, row: int) -> Any:
 
 
 def test_a_step_that_is_not_finite_changes_nothing(params_mapping: Params, mini_shards: Path) -> None:
-    trainer = trainer_of(mini(params_mapping, mini_shards))
+    trainer = trainer_of(mini(params_mapping, mini_shards, ema_decay=0.5))
     first, second = batches_of(trainer, 2)
     stepper = trainer.stepper
+    assert stepper.average is not None
     stepper.step(0, first)
+    averages = {name: average.clone() for name, average in stepper.average.weights.items()}
     before = {name: tensor.clone() for name, tensor in trainer.task.model.state_dict().items()}
     moments = [entry["exp_avg"].clone() for entry in stepper.optimizer.state.values()]
     skipped = stepper.step(1, poisoned(second, 5))
     assert not skipped.is_finite
     assert (~skipped.pairs_are_finite).nonzero().flatten().tolist() == [5]
     assert all(torch.equal(before[name], tensor) for name, tensor in trainer.task.model.state_dict().items())
+    assert all(torch.equal(averages[name], average) for name, average in stepper.average.weights.items())
     for moment, entry in zip(moments, stepper.optimizer.state.values(), strict=True):
         assert torch.equal(moment, entry["exp_avg"])
         assert entry["step"] == 1
@@ -429,6 +486,10 @@ def test_steps_that_are_not_finite_are_skipped_as_often_as_allowed(
             "it was skipped"
         )
     assert read_progress(at(tmp_path, 6)).skipped_steps == 2
+    longer = dataclasses.replace(training, train=dataclasses.replace(training.train, max_skipped_steps=1))
+    shutil.rmtree(at(tmp_path, 6))
+    with pytest.raises(PsclapError, match="max_skipped_steps 1"):  # two were skipped before it went on
+        poisoning(longer, Recorder(), tmp_path)
 
 
 def test_more_of_them_than_allowed_stop_the_run_and_say_where(
@@ -478,12 +539,12 @@ def test_a_process_that_hangs_is_ended_and_leaves_its_stacks(tmp_path: Path) -> 
     assert process.stdout == "alive\n", process.stderr
     assert process.returncode == 1
     assert "waits_for_ever" in report.read_text()
-    with Watchdog(60.0, report) as watchdog:
-        assert watchdog.has_hung
+    with Watchdog(60.0, report):
+        pass
     assert "waits_for_ever" in report.read_text()
 
 
 def test_the_report_of_a_process_that_did_not_hang_is_gone(tmp_path: Path) -> None:
-    with Watchdog(60.0, tmp_path / "hang.txt") as watchdog:
-        assert not watchdog.has_hung
+    with Watchdog(60.0, tmp_path / "hang.txt"):
+        pass
     assert not list(tmp_path.iterdir())

@@ -66,16 +66,12 @@ class Workers:
     def start(self, world_size: int) -> list[subprocess.Popen[str]]:
         self._starts += 1
         rendezvous = self.folder / f"rendezvous-{self._starts}"
-        command = [sys.executable, "-c", _WORKER, Path(__file__).parent, self.folder]
-        return [
-            subprocess.Popen(
-                [*map(str, [*command, rank, world_size, rendezvous])],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for rank in range(world_size)
-        ]
+        return [self.rank(rank, world_size, rendezvous) for rank in range(world_size)]
+
+    def rank(self, rank: int, world_size: int, rendezvous: Path) -> subprocess.Popen[str]:
+        arguments = (Path(__file__).parent, self.folder, rank, world_size, rendezvous)
+        command = [sys.executable, "-c", _WORKER, *map(str, arguments)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def finish(self, world_size: int, status: int = 0) -> dict[int, float]:
         """Runs to the end; the losses by step."""
@@ -129,6 +125,7 @@ def test_killed_many_times_it_ends_bit_identical(
     newest, _ = CheckpointStore(killed.folder / "store").newest()
     assert newest is not None
     last = killed.finish(world_size)
+    assert min(last) == newest.step + 1  # it went on, and did not start again
     assert last.items() <= expected.items()
     same_end(whole.folder / "store", killed.folder / "store", 30)
 
@@ -167,6 +164,22 @@ def test_a_rank_that_stops_for_good_is_noticed_by_the_others(
     assert "loop.py" in stacks
 
 
+def test_a_rank_that_does_not_see_the_checkpoint_stops_all(
+    params_mapping: Params, mini_shards: Path, tmp_path: Path
+) -> None:
+    """Its folder is its own: to start from step 0 beside ranks that go on would train on two states at once."""
+    training = mini(params_mapping, mini_shards, max_steps=4)
+    shared = Workers(training, tmp_path / "shared")
+    shared.finish(2)
+    blind = Workers(training, tmp_path / "blind")
+    rendezvous = tmp_path / "rendezvous"
+    processes = [shared.rank(0, 2, rendezvous), blind.rank(1, 2, rendezvous)]
+    for process in processes:
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 1
+        assert "not every worker sees the checkpoint of step 4" in err
+
+
 def test_it_goes_on_with_fewer_or_more_ranks(params_mapping: Params, mini_shards: Path, tmp_path: Path) -> None:
     """The same global batches and, to rounding, the same losses as on one rank throughout."""
     training = small(params_mapping, mini_shards, dropout=0.0, max_steps=12, validate_every=4)
@@ -181,8 +194,9 @@ def test_it_goes_on_with_fewer_or_more_ranks(params_mapping: Params, mini_shards
             losses |= elastic.end(processes)
     assert losses.keys() >= {12}
     assert losses == pytest.approx({step: expected[step] for step in losses}, rel=1e-4)
-    position = read_progress(at(elastic.folder / "store", 12)).position
-    assert position == read_progress(at(tmp_path / "one" / "store", 12)).position
+    ends = [read_progress(at(folder / "store", 12)) for folder in (elastic.folder, tmp_path / "one")]
+    assert ends[0].position == ends[1].position
+    assert ends[0].metrics == pytest.approx(ends[1].metrics, rel=1e-3)
 
 
 def test_checkpoints_between_validations_change_nothing(

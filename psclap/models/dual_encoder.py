@@ -119,7 +119,7 @@ class ParaSpeechCLAPModel(PreTrainedModel):
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         mask = attention_mask
-        if input_ids.is_cuda and self.text_model.config._attn_implementation == "sdpa":
+        if _takes_a_whole_mask(self.text_model.config):
             # transformers looks whether a 2-D mask is all ones, and waits for the GPU; a 4-D one it takes as it is.
             mask = attention_mask[:, None, None].bool()
         tokens = self.text_model(input_ids=input_ids, attention_mask=mask).last_hidden_state
@@ -167,6 +167,12 @@ class ParaSpeechCLAPModel(PreTrainedModel):
         if self.logit_bias is None:
             return info_nce(audio_BD, text_BD, self.logit_scale)
         return sigmoid(audio_BD, text_BD, self.logit_scale, self.logit_bias)
+
+
+def _takes_a_whole_mask(config: PreTrainedConfig) -> bool:
+    """Whether every layer attends to all tokens: where some attend to near ones only, the mask is transformers' own."""
+    is_local = any(getattr(config, name, None) for name in ("sliding_window", "local_attention", "layer_types"))
+    return config._attn_implementation == "sdpa" and not is_local and not getattr(config, "is_decoder", False)
 
 
 def _embed(hidden_BFH: torch.Tensor, mask_BF: torch.Tensor, pooling: str, projection: Projection) -> torch.Tensor:

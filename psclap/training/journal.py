@@ -73,16 +73,22 @@ class Journal:
         return self.folder / RECORDS_NAME
 
     def append(self, record: Record) -> None:
-        """Adds a record; it is on the disk when this returns."""
+        """Adds a record; it is on the disk when this returns. Raises PsclapError where that cannot be."""
         if "values" in record:
             record = {**record, "values": {name: _to_json(value) for name, value in record["values"].items()}}
         line = json.dumps(record, allow_nan=False, ensure_ascii=False).encode() + b"\n"
-        with open(self.path, "a+b") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)
-            _cut_torn_line(stream)
-            stream.write(line)
-            stream.flush()
-            os.fsync(stream.fileno())
+        try:
+            with open(self.path, "a+b") as stream:
+                fcntl.flock(stream, fcntl.LOCK_EX)
+                _cut_torn_line(stream)
+                stream.write(line)
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError as error:
+            raise PsclapError(
+                f"the journal {self.path} cannot be written ({error.strerror or error}); make room and run it again: "
+                "it goes on from the last checkpoint"
+            ) from error
 
     def read(self, offset: int = 0) -> Iterator[tuple[Record, int]]:
         """Yields the whole records that begin at byte `offset`, each with the offset behind it."""

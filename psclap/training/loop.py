@@ -13,6 +13,7 @@ import torch
 
 from psclap import distributed
 from psclap.config import TrainConfig
+from psclap.errors import CheckpointError
 from psclap.loader import Loader, Position, check_cache, check_share
 from psclap.shards.index import ShardIndex
 from psclap.training.checkpoint import Progress, TrainerState, load_checkpoint, save_checkpoint
@@ -58,8 +59,6 @@ def train(
     index = training.open_index()
     with Watchdog(training.hang_timeout_s, hang_report) as watchdog:
         trainer = Trainer(training, index, device or torch.device("cpu"), tracker, watchdog)
-        if watchdog.has_hung:
-            tracker.note(f"there was no progress for {training.hang_timeout_s:g} s; {watchdog.report} says where")
         trainer.resume(store)
         return trainer.run(store, signals or NoSignals())
 
@@ -85,12 +84,19 @@ class Trainer:
         """Goes to the newest undamaged checkpoint, where there is one; rank 0 says which that is."""
         newest, damaged = store.newest() if distributed.rank() == 0 else (None, [])
         for problem in damaged:
-            self.tracker.note(f"{problem}; going on from the one before it")
-        step = self.hosts.of_first(newest.step if newest else -1)
-        saved = next((saved for saved in store.saved() if saved.step == step), None)
+            self.tracker.note(f"{problem}; it is removed, and the one before it taken")
+        (step,) = self.hosts.of_first([newest.step if newest else -1])
         self.tracker.params(self.params())
-        if saved is None:
+        if step < 0:
             return
+        saved = next((saved for saved in store.saved() if saved.step == step), None)
+        if self.hosts.sum(np.array([saved is None], np.int64))[0] or saved is None:
+            raise CheckpointError(
+                f"not every worker sees the checkpoint of step {step:.0f} in {store.location}; that folder must be one "
+                "that all machines share"
+            )
+        if distributed.rank() == 0:
+            store.remove_after(saved.step)  # what is damaged is not to outlive what is whole
         with store.reading(saved) as folder:
             self.progress = load_checkpoint(folder, self.state, self.progress.identity)
         self.tracker.note(f"going on from step {saved.step} of {self.total_steps}")
@@ -125,6 +131,8 @@ class Trainer:
                 self.checkpoint(done, position, guard.skipped_steps, store, validates)
                 meter.restart(done)
                 if self.is_over():
+                    if not is_last:
+                        self.tracker.note(f"no better {config.best_metric} in {config.patience} validations: the end")
                     return True
             if leave:
                 return False
@@ -160,7 +168,9 @@ class Trainer:
         average = self.stepper.average
         averaged = average.in_model() if average is not None else contextlib.nullcontext()
         with averaged:
-            return self.validation.metrics(self.task.model, self.task.processor, self.watchdog.alive)
+            metrics = self.validation.metrics(self.task.model, self.task.processor, self.watchdog.alive)
+        # Rank 0's: machines differ in the last bits, and all ranks must end at the same step.
+        return dict(zip(metrics, self.hosts.of_first([*metrics.values()]), strict=True))
 
     def loader(self) -> Loader:
         """This rank's batches from the present position on."""
@@ -170,6 +180,7 @@ class Trainer:
             max_crop_s=self.config.max_crop_s,
             loading=self.training.loading,
             position=self.progress.position,
+            num_batches=self.total_steps - self.progress.step,
             pin_memory=self.device.type == "cuda",
         )
 

@@ -34,8 +34,8 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     """Adam or AdamW over the parameters that train; norms, biases and the logit scale are not decayed."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in trainable if _is_matrix(p)], "weight_decay": config.weight_decay},
+        {"params": [p for p in trainable if not _is_matrix(p)], "weight_decay": 0.0},
     ]
     optimizer_class = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
     first, second = config.adam_betas
@@ -43,6 +43,11 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     return optimizer_class(
         [group for group in groups if group["params"]], lr=config.learning_rate, betas=(first, second), fused=True
     )
+
+
+def _is_matrix(parameter: torch.Tensor) -> bool:
+    """Whether it has two dimensions at least; those of size 1, as gains may have, do not count."""
+    return sum(size > 1 for size in parameter.shape) >= 2
 
 
 def learning_rate(step: int, total_steps: int, config: TrainConfig) -> float:
@@ -68,10 +73,11 @@ class WeightAverage:
         self.weights = {name: parameter.detach().clone() for name, parameter in self._current.items()}
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Takes in the weights after a step."""
+    def update(self, step: int, was_taken: torch.Tensor) -> None:
+        """Takes in the weights after a step; where that was not taken, known on the device, nothing changes."""
         decay = min(self._decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.weights.values()), list(self._current.values()), 1 - decay)
+        share = was_taken.float() * (1 - decay)
+        torch._foreach_lerp_(list(self.weights.values()), list(self._current.values()), [share] * len(self.weights))
 
     @torch.no_grad()
     def load(self, weights: Mapping[str, torch.Tensor]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from psclap.models.build import build_model
 from psclap.shards.cache import FileCache, cache_folder
 from psclap.shards.index import ShardIndex
 from psclap.tags import VOCABULARY, training_prompts
+
+_MAY_CHANGE = ("compute", "log_every", "max_skipped_steps", "patience")
 
 
 @dataclass(frozen=True)
@@ -37,11 +40,16 @@ class Training:
         return ShardIndex(self.shards, FileCache(cache_folder(), round(self.loading.shard_cache_gb * 1e9)))
 
     def identity(self, index: ShardIndex) -> dict[str, str]:
-        """Hashes of what must stay the same for a checkpoint to be continued."""
-        return {
-            "data": index.sha256,
-            "configuration": _hash({"train": asdict(self.train), "model": asdict(self.model), "seed": self.seed}),
-        }
+        """Hashes of what must stay the same for a checkpoint to be continued.
+
+        What a user may have to change because of how the training went is left out.
+        """
+        return {"data": index.sha256, "configuration": self.configuration(without=_MAY_CHANGE)}
+
+    def configuration(self, without: Collection[str] = ()) -> str:
+        """The hash of all that the result depends on but the data, without some keys of `train`."""
+        train = {name: value for name, value in asdict(self.train).items() if name not in without}
+        return _hash({"train": train, "model": asdict(self.model), "seed": self.seed})
 
 
 def build_training_model(training: Training, index: ShardIndex) -> tuple[ParaSpeechCLAPModel, ParaSpeechCLAPProcessor]:

@@ -50,8 +50,8 @@ class Stepper:
         # The random state is a function of the step, so that a resumed run draws the same dropout.
         torch.manual_seed(_hash_int([self.seed, step, distributed.rank()]))
         self.parallel.train()
-        losses = self.parallel(batch.to(self.device))
         self.optimizer.zero_grad(set_to_none=True)
+        losses = self.parallel(batch.to(self.device))
         losses.total.backward()
         norm = get_total_norm([parameter.grad for parameter in self.trained if parameter.grad is not None])
         if self.config.max_grad_norm is not None:
@@ -61,7 +61,7 @@ class Stepper:
         self.optimizer.step()
         self.task.model.clamp_logit_scale()
         if self.average is not None:
-            self.average.update(step)
+            self.average.update(step, is_finite)
         values = {"loss/total": losses.total, **{f"loss/{name}": value for name, value in losses.report.items()}}
         values |= {"grad_norm": norm, **self._logit_values()}
         return Taken(rate, {name: value.detach() for name, value in values.items()}, is_finite, losses.is_finite)

@@ -126,6 +126,16 @@ class CheckpointStore:
                 raise CheckpointError(f"{self.uri_of(saved.step)} is damaged: {problem}; remove that folder")
             yield Path(folder)
 
+    def clear(self) -> None:
+        """Removes all of them."""
+        storage.remove(self.location)
+
+    def remove_after(self, step: int) -> None:
+        """Removes the checkpoints of later steps."""
+        for saved in self.saved():
+            if saved.step > step:
+                self._remove(saved.name)
+
     def _read_manifest(self, name: str) -> Saved | None:
         try:
             values = json.loads(storage.read(storage.join(storage.join(self.location, name), _MANIFEST)))
@@ -145,9 +155,12 @@ class CheckpointStore:
         kept = {entry.name for entry in saved[-self.config.keep_last :] + by_merit[-self.config.keep_best :]}
         for name in storage.folders(self.location):
             if name.startswith("step-") and name not in kept:
-                # Without its manifest first: if this is cut short, what is left is no checkpoint.
-                storage.remove(storage.join(storage.join(self.location, name), _MANIFEST))
-                storage.remove(storage.join(self.location, name))
+                self._remove(name)
+
+    def _remove(self, name: str) -> None:
+        # Its manifest first: if this is cut short, what is left is no checkpoint.
+        storage.remove(storage.join(storage.join(self.location, name), _MANIFEST))
+        storage.remove(storage.join(self.location, name))
 
 
 def _name(step: int) -> str:

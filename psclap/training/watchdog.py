@@ -10,14 +10,13 @@ from types import TracebackType
 class Watchdog:
     """Within its `with` block, more than `timeout_s` between two calls of `alive` end the process with status 1.
 
-    Where every thread was is then added to `report` (None: standard error), and `has_hung` says that it holds such a
-    thing of a process before this one. It works whatever holds the process up, a collective that waits for a dead
-    rank or C code that never gives the interpreter back. A timeout of None waits for ever.
+    Where every thread was is then added to `report` (None: standard error). It works whatever holds the process up, a
+    collective that waits for a dead rank or C code that never gives the interpreter back. A timeout of None waits for
+    ever.
     """
 
     def __init__(self, timeout_s: float | None, report: Path | None = None):
         self._timeout_s, self.report = timeout_s, report
-        self.has_hung = report is not None and report.exists() and report.stat().st_size > 0
 
     def __enter__(self) -> Watchdog:
         # 2 is standard error itself, whatever stands in for it in this process.
@@ -33,5 +32,5 @@ class Watchdog:
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         faulthandler.cancel_dump_traceback_later()
         self._stream.close()
-        if self.report and not self.has_hung:
-            self.report.unlink(missing_ok=True)
+        if self.report and not self.report.stat().st_size:
+            self.report.unlink()
