@@ -46,7 +46,7 @@ class FiniteGuard:
         finite = torch.stack([step.is_finite for step in steps]).tolist()
         said = [self._describe(step) for step, is_finite in zip(steps, finite, strict=True) if not is_finite]
         self.skipped_steps += len(said)
-        if self.skipped_steps > self._max_skipped_steps:
+        if said and self.skipped_steps > self._max_skipped_steps:
             raise PsclapError(
                 f"{said[-1]}; it was not taken. Lower the learning rate, set max_grad_norm, take such clips out, or "
                 f"allow more than train.*.max_skipped_steps {self._max_skipped_steps}"
