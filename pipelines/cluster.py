@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -22,9 +23,10 @@ _QUIET = {
 @contextmanager
 def ray_session() -> Iterator[None]:
     """Ray for the length of a `with` block; a session that is already there is used and left alone."""
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
-    import ray  # after the environment, which Ray reads when it is imported
+    if "ray" not in sys.modules:  # Ray reads its environment when it is imported; its processes must have the same
+        for name, value in _QUIET.items():
+            os.environ.setdefault(name, value)
+    import ray
 
     if ray.is_initialized():
         yield

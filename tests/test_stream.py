@@ -103,7 +103,7 @@ def test_the_balance_is_of_the_intrinsic_tags(index):
             counts[tag] = counts.get(tag, 0) + 1
     wanted = [np.mean([counts[tag] ** -0.5 for tag in row["intrinsic_tags"]]) for row in rows]
     np.testing.assert_allclose(balanced.examples.balance.weights, wanted)
-    assert set(carried_tags(index, balanced.views)) == set(counts)
+    assert set(carried_tags(index, balanced)) == set(counts)
 
 
 @pytest.mark.parametrize("sampling", [{}, {"mixing": "concatenate"}, {"mixing_stop": "first"}])

@@ -182,21 +182,21 @@ def test_a_rank_that_does_not_see_the_checkpoint_stops_all(
 
 def test_it_goes_on_with_fewer_or_more_ranks(params_mapping: Params, mini_shards: Path, tmp_path: Path) -> None:
     """The same global batches and, to rounding, the same losses as on one rank throughout."""
-    training = small(params_mapping, mini_shards, dropout=0.0, max_steps=12, validate_every=4)
+    training = small(params_mapping, mini_shards, dropout=0.0, max_steps=60, validate_every=20)
     expected = Workers(training, tmp_path / "one").finish(1)
     elastic = Workers(training, tmp_path / "elastic")
     losses: dict[int, float] = {}
-    for world_size, until in ((2, 4), (4, 8), (1, 12)):
+    for world_size, until in ((2, 10), (4, 20), (1, 60)):
         processes = elastic.start(world_size)
-        if until < 12:
-            kill_at(processes[0], until, 0.5, processes)
+        if until < 60:
+            kill_at(processes[0], until, 0.0, processes)
         else:
             losses |= elastic.end(processes)
-    assert losses.keys() >= {12}
-    assert losses == pytest.approx({step: expected[step] for step in losses}, rel=1e-4)
-    ends = [read_progress(at(folder / "store", 12)) for folder in (elastic.folder, tmp_path / "one")]
+    assert {59, 60} <= losses.keys() < expected.keys()
+    assert losses == pytest.approx({step: expected[step] for step in losses}, rel=1e-3)
+    ends = [read_progress(at(folder / "store", 60)) for folder in (elastic.folder, tmp_path / "one")]
     assert ends[0].position == ends[1].position
-    assert ends[0].metrics == pytest.approx(ends[1].metrics, rel=1e-3)
+    assert ends[0].metrics == pytest.approx(ends[1].metrics, rel=1e-2)
 
 
 def test_checkpoints_between_validations_change_nothing(

@@ -91,7 +91,7 @@ class Attention(original.WavLMAttention):
             for parameter in (self.gru_rel_pos_linear.weight, self.gru_rel_pos_linear.bias)
         )
         logits = F.linear(hidden_states.unflatten(-1, (self.num_heads, self.head_dim)), weight, bias)
-        gate_a, gate_b = logits.float().sigmoid().transpose(1, 2).split(1, dim=-1)
+        gate_a, gate_b = wavlm_conv.full_precision(logits).sigmoid().transpose(1, 2).split(1, dim=-1)
         return gate_a * (gate_b * self.gru_rel_pos_const - 1.0) + 2.0
 
     def compute_bias(self, query_length: int, key_length: int) -> torch.Tensor:
@@ -113,7 +113,7 @@ class _ClipwiseAttention(torch.autograd.Function):
         with torch.autocast("cpu", enabled=False):
             for clip, length in enumerate(frames):
                 q, k, v = (states[clip, :length].transpose(0, 1) for states in (query, key, value))
-                scores = ((q * q.shape[-1] ** -0.5) @ k.mT).float()
+                scores = wavlm_conv.full_precision((q * q.shape[-1] ** -0.5) @ k.mT)
                 scores.addcmul_(gate[clip, :, :length], bias[:, :length, :length])
                 used = of_clip = scores.softmax(-1).to(q.dtype)
                 if dropout:
@@ -138,8 +138,8 @@ class _ClipwiseAttention(torch.autograd.Function):
             if kept:
                 d_weights, used = (_dropped(scores, kept[clip], ctx.dropout) for scores in (d_weights, used))
             # Softmax: d_scores = weights (d_weights - sum of weights d_weights), and that sum is g . mixed.
-            inner = (g.float() * mixed[clip, :length].transpose(0, 1)).sum(-1, keepdim=True)
-            d_scores = d_weights.float().sub_(inner).mul_(weights[clip])
+            inner = (wavlm_conv.full_precision(g) * mixed[clip, :length].transpose(0, 1)).sum(-1, keepdim=True)
+            d_scores = wavlm_conv.full_precision(d_weights).sub_(inner).mul_(weights[clip])
             d_gate[clip, :, :length] = (d_scores * bias[:, :length, :length]).sum(-1, keepdim=True)
             d_bias[:, :length, :length].addcmul_(d_scores, gate[clip, :, :length])
             d_scores = (d_scores * q.shape[-1] ** -0.5).to(q.dtype)

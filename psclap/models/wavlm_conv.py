@@ -20,7 +20,7 @@ from transformers.models.wavlm import modeling_wavlm as original
 
 
 class PositionalConv(original.WavLMPositionalConvEmbedding):
-    """The grouped convolution of K taps by FFT of overlapping blocks of 2 K frames, in float32."""
+    """The grouped convolution of K taps by FFT of overlapping blocks of 2 K frames, in float32 at least."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(B, F, E) to (B, F, E)."""
@@ -30,9 +30,9 @@ class PositionalConv(original.WavLMPositionalConvEmbedding):
         num_blocks = -(-frames // hop)
         with torch.autocast(hidden_states.device.type, enabled=False):
             right = (num_blocks - 1) * hop + block - frames - left
-            padded = F.pad(hidden_states.float().mT, (left, right)).unflatten(1, (groups, -1))
+            padded = F.pad(full_precision(hidden_states).mT, (left, right)).unflatten(1, (groups, -1))
             spectrum = torch.fft.rfft(padded.unfold(3, block, hop))  # (B, groups, C in, blocks, frequencies)
-            kernel = torch.fft.rfft(conv.weight.float(), block).conj().unflatten(0, (groups, -1))
+            kernel = torch.fft.rfft(full_precision(conv.weight), block).conj().unflatten(0, (groups, -1))
             product = torch.einsum("bginf,goif->bgonf", spectrum, kernel)
             convolved = torch.fft.irfft(product, block)[..., :hop].flatten(3).flatten(1, 2)[..., :frames]
             convolved = (convolved + conv.bias[:, None]).mT
@@ -143,3 +143,8 @@ class LayerNormConvLayer(original.WavLMLayerNormConvLayer):
 
 def _to(parameter: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
     return None if parameter is None else parameter.to(dtype)
+
+
+def full_precision(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in float32, or in float64 where it is."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
