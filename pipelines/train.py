@@ -71,7 +71,7 @@ def train_variant(run: Run, model_folder: Path) -> Trained:
         workers = _num_workers(run.resources)
         check_training(run.training, index, workers)
         folder = run.storage.absolute() / f"{run.name}-{identity[:12]}"
-        _clear_finished(run, folder)
+        clear_finished(run, folder)
         journal = Journal.start(folder / _JOURNAL_NAME, run.experiment, run.name)
         with reported(journal, run.store, {**run.tags, "workers": str(workers)}):
             _fit(run, folder, journal, workers)
@@ -82,7 +82,7 @@ def train_variant(run: Run, model_folder: Path) -> Trained:
     return Trained(journal, progress.step, progress.metrics)
 
 
-def _clear_finished(run: Run, folder: Path) -> None:
+def clear_finished(run: Run, folder: Path) -> None:
     """Removes what finished trainings of this name left, and tells of unfinished ones with other settings.
 
     What this training left itself stays: if it was killed before its products were safe, it need not train again.
