@@ -46,7 +46,8 @@ from transformers import WavLMConfig, WavLMModel, XLMRobertaConfig, XLMRobertaMo
 
 from psclap.config import PRESETS_FOLDER, ComputeConfig, load_params
 from psclap.markdown import table
-from psclap.models import ParaSpeechCLAPConfig, ParaSpeechCLAPModel
+from psclap.model_config import ParaSpeechCLAPConfig
+from psclap.models.dual_encoder import ParaSpeechCLAPModel
 from psclap.training.batch import Batch
 from psclap.training.step import Stepper
 from psclap.training.task import ContrastiveTask
@@ -81,7 +82,7 @@ class Published(nn.Module):
                 tower.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        frames = self.audio_model(batch.input_values, attention_mask=batch.audio_mask).last_hidden_state
+        frames = self.audio_model(batch.audio, attention_mask=batch.audio_mask).last_hidden_state
         mask = self.audio_model._get_feature_vector_attention_mask(frames.shape[1], batch.audio_mask)[..., None]
         pooled = (frames * mask).sum(1) / mask.sum(1)
         tokens = self.text_model(batch.input_ids, attention_mask=batch.text_mask).last_hidden_state[:, 0]
@@ -130,13 +131,13 @@ def make_batch(arguments: argparse.Namespace) -> Batch:
     text_mask = np.arange(words.max()) < words[:, None]
     ids = np.where(text_mask, rng.integers(4, _VOCABULARY[arguments.size], text_mask.shape), 1)
     return Batch(
-        input_values=torch.from_numpy((rng.standard_normal(mask.shape) * mask).astype(np.float32)),
+        audio=torch.from_numpy((rng.standard_normal(mask.shape) * mask).astype(np.float32)),
         audio_mask=torch.from_numpy(mask),
         input_ids=torch.from_numpy(ids),
         text_mask=torch.from_numpy(text_mask.astype(np.int64)),
         caption_id=torch.arange(clips),
         tags=torch.zeros(clips, 0, dtype=torch.long),
-        num_samples=lengths,
+        audio_lengths=lengths,
         num_tokens=words,
         counts=np.array([lengths.sum()]),
     )

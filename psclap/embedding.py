@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from psclap import audio
-from psclap.models import ParaSpeechCLAPModel, ParaSpeechCLAPProcessor
 from psclap.models.build import load_model
+from psclap.models.dual_encoder import ParaSpeechCLAPModel
+from psclap.models.processor import ParaSpeechCLAPProcessor
 
 T = TypeVar("T")
 

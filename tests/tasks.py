@@ -94,7 +94,7 @@ def batch_of_rank(task: ContrastiveTask, of_all: list[Example]) -> Batch:
     size = len(of_all) // distributed.world_size()
     own = of_all[distributed.rank() * size : (distributed.rank() + 1) * size]
     batch = task.collator().collate(own, np.random.default_rng(2))
-    return replace(batch, input_values=batch.input_values.to(task.model.logit_scale.dtype))
+    return replace(batch, audio=batch.audio.to(task.model.logit_scale.dtype))
 
 
 def gradients(task: ContrastiveTask) -> dict[str, torch.Tensor]:

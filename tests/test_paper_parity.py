@@ -15,8 +15,8 @@ import torch
 from conftest import WAVLM
 
 from psclap.config import PRESETS_FOLDER, EncoderConfig, load_params
-from psclap.models import ParaSpeechCLAPModel
 from psclap.models.build import build_model
+from psclap.models.dual_encoder import ParaSpeechCLAPModel
 from psclap.training.batch import Batch, Example
 from psclap.training.task import ContrastiveTask
 

@@ -40,12 +40,12 @@ def test_a_batch_carries_tags_as_numbers_and_its_counts_on_the_host(tag_loss_wei
     with_tag = [sum(tag in example.tags for example in of_all) for tag in TAGS]
     assert batch.counts.tolist() == [sum(len(example.clip) for example in of_all), *with_tag]
     assert batch.counts.dtype == np.int64
-    assert batch.num_samples.tolist() == batch.audio_mask.sum(1).tolist()
+    assert batch.audio_lengths.tolist() == batch.audio_mask.sum(1).tolist()
     assert batch.num_tokens.tolist() == batch.text_mask.sum(1).tolist()
     assert len(batch.input_ids) == len(of_all) + (len(TAGS) if tag_loss_weight else 0)
 
     on_device = batch.to(torch.device("meta"))
-    assert on_device.input_values.is_meta
+    assert on_device.audio.is_meta
     assert on_device.tags.is_meta
     assert on_device.counts is batch.counts
 
@@ -130,7 +130,7 @@ def test_the_model_alone_returns_the_loss_that_it_is_trained_with(loss: str) -> 
     """On a batch without repeated captions, as the model does not know which texts are the same."""
     task = build_task(Case(loss, tag_loss_weight=0.0))
     batch = batch_of_rank(task, [replace(e, caption=f"Voice {n}.") for n, e in enumerate(examples(5))])
-    output = task.model(batch.input_values, batch.input_ids, batch.audio_mask, batch.text_mask, return_loss=True)
+    output = task.model(batch.audio, batch.input_ids, batch.audio_mask, batch.text_mask, return_loss=True)
     assert output.loss.item() == pytest.approx(task(batch).total.item(), rel=1e-6)
     bias = -3.0 if loss == "sigmoid" else 0.0
     expected = output.audio_embeds @ output.text_embeds.T / 0.07 + bias

@@ -11,7 +11,8 @@ from torch import nn
 from transformers import AutoModel, BertConfig, WavLMConfig, WavLMModel
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention
 
-from psclap.models import ParaSpeechCLAPConfig, ParaSpeechCLAPModel
+from psclap.model_config import ParaSpeechCLAPConfig
+from psclap.models.dual_encoder import ParaSpeechCLAPModel
 from psclap.models.wavlm import Dropout, _GatedBias, accelerate
 
 NUM_SAMPLES = (12000, 5003, 8321)
@@ -67,6 +68,12 @@ def valid_states(model: WavLMModel, waves: torch.Tensor, mask: torch.Tensor) -> 
     return states * model._get_feature_vector_attention_mask(states.shape[1], mask)[..., None]
 
 
+def alone_states(model: WavLMModel, waves: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """As `valid_states`, each clip run by itself: transformers' base model depends on the padding of a batch."""
+    states = [model(wave[None, : valid.sum()]).last_hidden_state[0] for wave, valid in zip(waves, mask, strict=True)]
+    return nn.utils.rnn.pad_sequence(states, batch_first=True)
+
+
 def gradients(model: WavLMModel, states: torch.Tensor) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(2)
     (states * torch.randn(states.shape, generator=generator)).sum().backward()
@@ -95,7 +102,7 @@ def test_equals_transformers(kind: str, mode: str, monkeypatch: pytest.MonkeyPat
     if "GPU" in mode:
         monkeypatch.setattr("psclap.models.wavlm._on_eager_cpu", lambda tensor: False)
     original, ours = both(kind)
-    expected = valid_states(original.train(), *batch())
+    expected = alone_states(original.train(), *batch())
     states = valid_states(ours.train(), *batch())
     check_equal(states, expected)
     check_gradients_equal(gradients(ours, states), gradients(original, expected))
@@ -103,6 +110,12 @@ def test_equals_transformers(kind: str, mode: str, monkeypatch: pytest.MonkeyPat
         check_equal(valid_states(ours.eval(), *batch()), expected)
         waves, _ = batch()
         check_equal(ours(waves).last_hidden_state, original.eval()(waves).last_hidden_state)
+
+
+def test_transformers_own_base_model_depends_on_padding() -> None:
+    original, _ = both("base")
+    expected, states = alone_states(original.eval(), *batch()), valid_states(original, *batch())
+    assert (states - expected).abs().max() > 0.01
 
 
 def test_the_bias_is_laid_out_as_the_kernels_of_a_gpu_take_it() -> None:
@@ -119,8 +132,9 @@ def test_the_bias_is_laid_out_as_the_kernels_of_a_gpu_take_it() -> None:
     torch.testing.assert_close(bias.float().softmax(-1), expected, atol=0.01, rtol=0)
 
 
-def test_padding_has_no_influence() -> None:
-    _, ours = both("large")
+@pytest.mark.parametrize("kind", ["base", "large"])
+def test_padding_has_no_influence(kind: str) -> None:
+    _, ours = both(kind)
     waves, mask = batch()
     with torch.no_grad():
         together = ours.eval()(waves, attention_mask=mask).last_hidden_state
@@ -133,7 +147,8 @@ def test_padding_has_no_influence() -> None:
 @pytest.mark.parametrize("kind", ["base", "large"])
 def test_short_clips_are_finite(kind: str, num_samples: tuple[int, ...]) -> None:
     original, ours = both(kind)
-    expected, states = (valid_states(model.train(), *batch(num_samples)) for model in (original, ours))
+    expected = alone_states(original.train(), *batch(num_samples))
+    states = valid_states(ours.train(), *batch(num_samples))
     assert states.isfinite().all()
     check_equal(states, expected)
     assert all(gradient.isfinite().all() for gradient in gradients(ours, states).values())
@@ -206,7 +221,7 @@ def test_compiles_without_a_break() -> None:
 @pytest.mark.parametrize("kind", ["base", "large"])
 def test_bf16_is_close(kind: str) -> None:
     original, ours = both(kind)
-    expected = valid_states(original.train(), *batch())
+    expected = alone_states(original.train(), *batch())
     with torch.autocast("cpu", torch.bfloat16):
         states = valid_states(ours.train(), *batch())
     assert nn.functional.cosine_similarity(states.float().flatten(), expected.flatten(), dim=0) > 0.999
@@ -228,7 +243,7 @@ def test_what_we_save_loads_in_plain_transformers(kind: str, tmp_path: Path) -> 
     }
     assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.state_dict().items())
     with torch.no_grad():
-        check_equal(valid_states(ours.eval(), *batch()), valid_states(loaded.eval(), *batch()))
+        check_equal(valid_states(ours.eval(), *batch()), alone_states(loaded.eval(), *batch()))
 
 
 def test_the_dual_encoder_has_it_however_it_is_made(tmp_path: Path) -> None:

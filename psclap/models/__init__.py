@@ -1,21 +1,7 @@
-"""The dual encoder and its parts. Importing this package registers our classes with transformers' Auto classes."""
+"""The dual encoder and its parts.
 
-from transformers import AutoConfig, AutoModel, AutoProcessor
+The model is always imported whole, and before any part of it: AutoModel asks for it as soon as AutoModel itself is
+there (`psclap.registration`), which may be in the middle of importing a part.
+"""
 
-from psclap.models.dual_encoder import ParaSpeechCLAPConfig, ParaSpeechCLAPModel
-from psclap.models.logmel_conv import LogMelConvConfig, LogMelConvModel
-from psclap.models.processor import ParaSpeechCLAPProcessor
-
-AutoConfig.register(LogMelConvConfig.model_type, LogMelConvConfig)
-AutoModel.register(LogMelConvConfig, LogMelConvModel)
-AutoConfig.register(ParaSpeechCLAPConfig.model_type, ParaSpeechCLAPConfig)
-AutoModel.register(ParaSpeechCLAPConfig, ParaSpeechCLAPModel)
-AutoProcessor.register(ParaSpeechCLAPConfig, ParaSpeechCLAPProcessor)
-
-__all__ = [
-    "LogMelConvConfig",
-    "LogMelConvModel",
-    "ParaSpeechCLAPConfig",
-    "ParaSpeechCLAPModel",
-    "ParaSpeechCLAPProcessor",
-]
+from psclap.models import dual_encoder as dual_encoder

@@ -4,26 +4,34 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
     AutoConfig,
+    AutoFeatureExtractor,
     AutoModel,
     AutoTokenizer,
+    FeatureExtractionMixin,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
-    Wav2Vec2FeatureExtractor,
+    SeamlessM4TFeatureExtractor,
+    WhisperFeatureExtractor,
 )
 from transformers.utils import logging as transformers_logging
 
 from psclap.config import EncoderConfig, ModelConfig
 from psclap.errors import CheckpointError, PsclapError
-from psclap.models import ParaSpeechCLAPConfig, ParaSpeechCLAPModel, ParaSpeechCLAPProcessor
+from psclap.model_config import ParaSpeechCLAPConfig, encoder_config
+from psclap.models.dual_encoder import ParaSpeechCLAPModel
+from psclap.models.encoders import encoder_of, new_encoder
+from psclap.models.feature_extractor import ParaSpeechCLAPFeatureExtractor
+from psclap.models.processor import ParaSpeechCLAPProcessor
 
 _MAY_BE_MISSING = ("pooler.", "masked_spec_embed")  # parts that we do not use
 _SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
@@ -65,10 +73,40 @@ def build_model(
         audio_model=_encoder(config.speech, audio_config),
         text_model=_encoder(config.text, text_config),
     )
-    extractor = Wav2Vec2FeatureExtractor(
-        sampling_rate=sample_rate_hz, do_normalize=config.normalise_audio, return_attention_mask=True
-    )
+    extractor = feature_extractor(audio_config, config.speech.pretrained, sample_rate_hz, config.normalise_audio)
     return model, ParaSpeechCLAPProcessor(extractor, tokenizer)
+
+
+def feature_extractor(
+    config: PreTrainedConfig, pretrained: str | None, sample_rate_hz: int, normalise: bool
+) -> ParaSpeechCLAPFeatureExtractor:
+    """What a speech encoder takes its waves through. Raises PsclapError for a rate that its features are not of."""
+    if hasattr(config, "conv_kernel") and hasattr(config, "conv_stride"):  # an encoder of waves
+        num_samples = 1
+        for taps, stride in reversed(list(zip(config.conv_kernel, config.conv_stride, strict=True))):
+            num_samples = (num_samples - 1) * stride + taps
+        return ParaSpeechCLAPFeatureExtractor(sample_rate_hz, normalise, num_samples / sample_rate_hz)
+    make_features = _FEATURES.get(config.model_type)
+    if make_features is None:
+        return ParaSpeechCLAPFeatureExtractor(sample_rate_hz, normalise)
+    features = _pretrained(AutoFeatureExtractor, pretrained) if pretrained else make_features(config)
+    if features.sampling_rate != sample_rate_hz:
+        raise PsclapError(
+            f"model.speech: {config.model_type} hears {features.sampling_rate} Hz and the shards hold "
+            f"{sample_rate_hz} Hz; set shard.sample_rate_hz to {features.sampling_rate}"
+        )
+    longest_s = getattr(features, "chunk_length", None)
+    return ParaSpeechCLAPFeatureExtractor(sample_rate_hz, False, _MIN_MEL_DURATION_S, longest_s, features.to_dict())
+
+
+_MIN_MEL_DURATION_S = 0.05  # two steps of the encoder, whose features are normalised over a clip's frames
+_FEATURES: Mapping[str, Callable[[Any], FeatureExtractionMixin]] = {
+    "whisper": lambda config: WhisperFeatureExtractor(
+        config.num_mel_bins, chunk_length=config.max_source_positions * 2 * 160 // 16000
+    ),
+    "wav2vec2-bert": lambda config: SeamlessM4TFeatureExtractor(config.feature_projection_input_dim // 2),
+}
+"""The features of encoders that take no waves, by model type, where there is no pretrained one to ask."""
 
 
 def _encoder_config(encoder: EncoderConfig) -> PreTrainedConfig:
@@ -85,7 +123,7 @@ def _fresh_config(encoder: EncoderConfig) -> PreTrainedConfig:
     assert encoder.config is not None  # EncoderConfig has checked it
     model_type = encoder.config["model_type"]
     try:
-        known, config = AutoConfig.for_model(model_type), AutoConfig.for_model(**encoder.config)
+        known, config = encoder_config(model_type), encoder_config(**encoder.config)
     except (ValueError, TypeError) as error:
         raise PsclapError(f"model: no encoder can be made from {dict(encoder.config)}: {error}") from error
     unknown = sorted(key for key in encoder.config if not hasattr(known, key))
@@ -103,7 +141,7 @@ def check_encoders(config: ModelConfig) -> None:
 
 def _encoder(encoder: EncoderConfig, config: PreTrainedConfig) -> PreTrainedModel:
     if encoder.pretrained is None:
-        return AutoModel.from_config(config)
+        return new_encoder(config)
     # fp32 whatever the stored type: the published recipe trains in it, and both towers must agree.
     model, info = _pretrained(
         AutoModel, encoder.pretrained, config=config, dtype=torch.float32, output_loading_info=True
@@ -115,7 +153,7 @@ def _encoder(encoder: EncoderConfig, config: PreTrainedConfig) -> PreTrainedMode
             f"model: the weights of {encoder.pretrained!r} lack {len(lacking)} of the model's tensors, such as "
             f"{lacking[0]}; they would be random: fetch the folder again or correct its config.json"
         )
-    return model
+    return encoder_of(model)
 
 
 def _pretrained(auto_class: type, name: str, **kwargs):  # type: ignore[no-untyped-def]
@@ -132,10 +170,16 @@ def _pretrained(auto_class: type, name: str, **kwargs):  # type: ignore[no-untyp
 def _tokenizer(config: ModelConfig, texts: Iterable[str]) -> PreTrainedTokenizerBase:
     if config.text.pretrained is not None:
         tokenizer = _pretrained(AutoTokenizer, config.text.pretrained)
-        tokenizer.model_max_length = min(tokenizer.model_max_length, config.max_text_tokens)
-        return tokenizer
+        return as_text_tokenizer(tokenizer, config.max_text_tokens)
     assert config.tokenizer_vocab_size is not None  # ModelConfig has checked it
     return train_tokenizer(texts, config.tokenizer_vocab_size, config.max_text_tokens)
+
+
+def as_text_tokenizer(tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> PreTrainedTokenizerBase:
+    """A pretrained tokenizer that gives what our text tower takes: ids and a mask, padded at the end."""
+    tokenizer.model_max_length = min(tokenizer.model_max_length, max_tokens)
+    tokenizer.model_input_names, tokenizer.padding_side = ["input_ids", "attention_mask"], "right"
+    return tokenizer
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, max_tokens: int) -> PreTrainedTokenizerFast:
@@ -164,6 +208,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_tokens: int) -> P
         unk_token="[UNK]",
         cls_token="[CLS]",
         sep_token="[SEP]",
+        model_input_names=["input_ids", "attention_mask"],
     )
 
 

@@ -7,45 +7,27 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, can_return_tuple
 
+from psclap.errors import PsclapError
 from psclap.losses.contrastive import info_nce
 from psclap.losses.sigmoid import sigmoid
+from psclap.model_config import ParaSpeechCLAPConfig
+from psclap.models.encoders import encode_speech, new_encoder
 from psclap.models.pooling import pool, pooled_size
 from psclap.models.projection import Projection
+from psclap.models.remote_code import write_code
 from psclap.models.wavlm import accelerate
 
 MAX_LOGIT_SCALE = 100.0
-
-
-class ParaSpeechCLAPConfig(PreTrainedConfig):
-    """The two encoders' own configurations, how each is pooled, and the projection they share."""
-
-    model_type = "paraspeechclap"
-    sub_configs: ClassVar = {"audio_config": AutoConfig, "text_config": AutoConfig}
-
-    audio_config: Any = None  # a PreTrainedConfig, or the dictionary of one
-    text_config: Any = None
-    audio_pooling: str = "mean"
-    text_pooling: str = "cls"
-    projection_dim: int = 768
-    projection_dropout: float = 0.5
-    logit_scale_init_value: float = 1 / 0.07
-    logit_bias_init_value: float | None = None  # of the sigmoid loss; InfoNCE has none
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        for name in self.sub_configs:
-            value = getattr(self, name)
-            if isinstance(value, dict):
-                setattr(self, name, AutoConfig.for_model(**value))
-        super().__post_init__(**kwargs)
 
 
 @dataclass
@@ -76,8 +58,8 @@ class ParaSpeechCLAPModel(PreTrainedModel):
         super().__init__(config)
         audio_width = pooled_size(config.audio_config.hidden_size, config.audio_pooling)
         text_width = pooled_size(config.text_config.hidden_size, config.text_pooling)
-        self.audio_model = audio_model or AutoModel.from_config(config.audio_config)
-        self.text_model = text_model or AutoModel.from_config(config.text_config)
+        self.audio_model = audio_model or new_encoder(config.audio_config)
+        self.text_model = text_model or new_encoder(config.text_config)
         self.audio_projection = Projection(audio_width, config.projection_dim, config.projection_dropout)
         self.text_projection = Projection(text_width, config.projection_dim, config.projection_dropout)
         self.log_logit_scale = nn.Parameter(torch.tensor(math.log(config.logit_scale_init_value)))
@@ -106,13 +88,28 @@ class ParaSpeechCLAPModel(PreTrainedModel):
         """Keeps the logit scale in [1, MAX_LOGIT_SCALE]; to be called after every optimiser step."""
         self.log_logit_scale.clamp_(0.0, math.log(MAX_LOGIT_SCALE))
 
-    def embed_audio(self, input_values: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """(B, T) waves and their mask to (B, D) speech embeddings, L2-normalised."""
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_values, dtype=torch.long)
-        frames = self.audio_model(input_values=input_values, attention_mask=attention_mask).last_hidden_state
-        mask_BF = self.audio_model._get_feature_vector_attention_mask(frames.shape[1], attention_mask)
-        return _embed(frames, mask_BF, self.config.audio_pooling, self.audio_projection)
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """As transformers', and the code and files by which others load the folder, see `psclap.models.remote_code`."""
+        super().save_pretrained(save_directory, **kwargs)
+        write_code(Path(save_directory))
+
+    def embed_audio(
+        self,
+        input_values: torch.Tensor | None = None,
+        audio_attention_mask: torch.Tensor | None = None,
+        input_features: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """(B, T) waves, or features where the encoder takes those, and their mask to (B, D), L2-normalised.
+
+        Waves without a mask are whole; features need theirs. Raises PsclapError where either is missing.
+        """
+        inputs, mask = input_features if input_values is None else input_values, audio_attention_mask
+        if inputs is None or (mask is None and inputs.ndim > 2):
+            raise PsclapError("embed_audio needs the processor's input_values, or input_features with their mask")
+        if mask is None:
+            mask = torch.ones_like(inputs, dtype=torch.bool)
+        frames_BFH, mask_BF = encode_speech(self.audio_model, inputs, mask)
+        return _embed(frames_BFH, mask_BF, self.config.audio_pooling, self.audio_projection)
 
     def embed_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """(N, L) token ids and their mask to (N, D) text embeddings, L2-normalised."""
@@ -126,10 +123,15 @@ class ParaSpeechCLAPModel(PreTrainedModel):
         return _embed(tokens, attention_mask, self.config.text_pooling, self.text_projection)
 
     def get_audio_features(
-        self, input_values: torch.Tensor, attention_mask: torch.Tensor | None = None
+        self,
+        input_values: torch.Tensor | None = None,
+        audio_attention_mask: torch.Tensor | None = None,
+        input_features: torch.Tensor | None = None,
     ) -> BaseModelOutputWithPooling:
         """As transformers' CLAP: `pooler_output` is what `embed_audio` returns."""
-        return BaseModelOutputWithPooling(pooler_output=self.embed_audio(input_values, attention_mask))
+        return BaseModelOutputWithPooling(
+            pooler_output=self.embed_audio(input_values, audio_attention_mask, input_features)
+        )
 
     def get_text_features(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
@@ -137,33 +139,37 @@ class ParaSpeechCLAPModel(PreTrainedModel):
         """As transformers' CLAP: `pooler_output` is what `embed_text` returns."""
         return BaseModelOutputWithPooling(pooler_output=self.embed_text(input_ids, attention_mask))
 
+    @can_return_tuple
     def forward(
         self,
-        input_values: torch.Tensor,
-        input_ids: torch.Tensor,
+        input_values: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
         audio_attention_mask: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        input_features: torch.Tensor | None = None,
         return_loss: bool = False,
     ) -> ParaSpeechCLAPOutput:
         """Scores every clip against every text; `return_loss` needs as many texts as clips, in pairs.
 
         `attention_mask` is the texts', `audio_attention_mask` the clips'. The loss is the sigmoid loss for a model with
-        a logit bias, else InfoNCE.
+        a logit bias, else InfoNCE. With speech or texts alone, their embeddings are the output.
         """
-        audio_BD = self.embed_audio(input_values, audio_attention_mask)
-        text_ND = self.embed_text(input_ids, attention_mask)
-        logits_BN = self.logit_scale * audio_BD @ text_ND.T
-        if self.logit_bias is not None:
-            logits_BN = logits_BN + self.logit_bias
-        return ParaSpeechCLAPOutput(
-            loss=self._loss(audio_BD, text_ND) if return_loss else None,
-            logits_per_audio=logits_BN,
-            logits_per_text=logits_BN.T,
-            text_embeds=text_ND,
-            audio_embeds=audio_BD,
-        )
+        output = ParaSpeechCLAPOutput()
+        if input_values is not None or input_features is not None:
+            output.audio_embeds = self.embed_audio(input_values, audio_attention_mask, input_features)
+        if input_ids is not None:
+            output.text_embeds = self.embed_text(input_ids, attention_mask)
+        if output.audio_embeds is not None and output.text_embeds is not None:
+            logits_BN = self.logit_scale * output.audio_embeds @ output.text_embeds.T
+            output.logits_per_audio = logits_BN if self.logit_bias is None else logits_BN + self.logit_bias
+            output.logits_per_text = output.logits_per_audio.T
+        if return_loss:
+            output.loss = self._loss(output.audio_embeds, output.text_embeds)
+        return output
 
-    def _loss(self, audio_BD: torch.Tensor, text_BD: torch.Tensor) -> torch.Tensor:
+    def _loss(self, audio_BD: torch.Tensor | None, text_BD: torch.Tensor | None) -> torch.Tensor:
+        if audio_BD is None or text_BD is None or len(audio_BD) != len(text_BD):
+            raise PsclapError("return_loss needs speech and texts, one text for each clip")
         if self.logit_bias is None:
             return info_nce(audio_BD, text_BD, self.logit_scale)
         return sigmoid(audio_BD, text_BD, self.logit_scale, self.logit_bias)
@@ -171,8 +177,8 @@ class ParaSpeechCLAPModel(PreTrainedModel):
 
 def _takes_a_whole_mask(config: PreTrainedConfig) -> bool:
     """Whether every layer attends to all tokens: where some attend to near ones only, the mask is transformers' own."""
-    is_local = any(getattr(config, name, None) for name in ("sliding_window", "local_attention", "layer_types"))
-    return config._attn_implementation == "sdpa" and not is_local and not getattr(config, "is_decoder", False)
+    settings = ("sliding_window", "local_attention", "layer_types", "is_decoder", "is_encoder_decoder")
+    return config._attn_implementation == "sdpa" and not any(getattr(config, name, None) for name in settings)
 
 
 def _embed(hidden_BFH: torch.Tensor, mask_BF: torch.Tensor, pooling: str, projection: Projection) -> torch.Tensor:

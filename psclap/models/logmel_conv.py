@@ -13,23 +13,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.audio_utils import mel_filter_bank
 from transformers.modeling_outputs import BaseModelOutput
 
-
-class LogMelConvConfig(PreTrainedConfig):
-    """Convolution number k has stride 2 where k is even, counted from 0."""
-
-    model_type = "logmel_conv"
-
-    sample_rate_hz: int = 16000
-    num_mel_bins: int = 64
-    window_length: int = 512
-    hop_length: int = 320
-    hidden_size: int = 64
-    num_layers: int = 4
-    kernel_size: int = 5
+from psclap.model_config import LogMelConvConfig
 
 
 class _ConvBlock(nn.Module):

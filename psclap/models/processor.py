@@ -3,31 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from transformers import ProcessorMixin
+from transformers import BatchFeature, ProcessorMixin
 
 
 class ParaSpeechCLAPProcessor(ProcessorMixin):
-    """A wav2vec 2.0 feature extractor for the speech and the text encoder's tokenizer."""
+    """A feature extractor for the speech and the text encoder's tokenizer."""
 
-    def __init__(self, feature_extractor=None, tokenizer=None):  # type: ignore[no-untyped-def]
-        super().__init__(feature_extractor, tokenizer)
+    def __init__(self, feature_extractor=None, tokenizer=None, **kwargs):  # type: ignore[no-untyped-def]
+        super().__init__(feature_extractor, tokenizer, **kwargs)
+        self.auto_map = {"AutoProcessor": "processor.ParaSpeechCLAPProcessor"}
+
+    def __call__(
+        self,
+        text: str | Sequence[str] | None = None,
+        audio: Any = None,
+        sampling_rate: int | None = None,
+        return_tensors: str | None = None,
+        **_: Any,
+    ) -> BatchFeature:
+        """Texts, mono waves or both to the model's arguments; both are padded to the longest.
+
+        Texts are cut at the model's length, waves never. Raises PsclapError as the feature extractor does.
+        """
+        inputs: dict[str, Any] = {}
+        if audio is not None:
+            inputs |= self.feature_extractor(audio, sampling_rate=sampling_rate)
+        if text is not None:
+            inputs |= self.texts([text] if isinstance(text, str) else text)
+        if not inputs:
+            raise ValueError("give text, audio, or both")
+        return BatchFeature(inputs, tensor_type=return_tensors)
 
     def waves(self, waves: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
-        """Mono waves at the extractor's rate to `input_values` float32 and `attention_mask` bool, both (B, T).
-
-        What the feature extractor itself returns, several times as fast: the loader calls this at every step.
-        """
-        lengths = np.array([len(wave) for wave in waves])
-        values = np.zeros((len(waves), lengths.max()), np.float32)
-        for row, wave in enumerate(waves):
-            if self.feature_extractor.do_normalize:
-                wave = (wave - wave.mean()) / np.sqrt(wave.var() + 1e-7)
-            values[row, : len(wave)] = wave
-        mask = np.arange(values.shape[1]) < lengths[:, None]
-        return {"input_values": torch.from_numpy(values), "attention_mask": torch.from_numpy(mask)}
+        """Mono waves at the extractor's rate to a batch and its mask, see `ParaSpeechCLAPFeatureExtractor.batch`."""
+        return self.feature_extractor.batch(waves)
 
     def texts(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
         """Texts to `input_ids` and `attention_mask`, both (N, L); long ones are cut at the model's length."""

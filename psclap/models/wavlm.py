@@ -20,9 +20,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.wavlm import modeling_wavlm as original
 
-from psclap.models import wavlm_conv
+from psclap.models.wavlm_conv import (
+    ConvLayer,
+    FeatureEncoder,
+    GroupNormConvLayer,
+    LayerNormConvLayer,
+    PositionalConv,
+    full_precision,
+)
 
 
 def accelerate(model: nn.Module) -> None:
@@ -40,6 +48,16 @@ class Dropout(nn.Dropout):
         if not self.training or self.p == 0 or not _on_eager_cpu(input):
             return super().forward(input)
         return torch.where(_draw_kept(input.shape, self.p), input, 0) * (1 / (1 - self.p))
+
+
+class WavLM(original.WavLMModel):
+    """The whole, whose norm over time (WavLM-base) learns which samples are padding."""
+
+    def forward(
+        self, input_values: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
+    ) -> BaseModelOutput:
+        """As transformers', but that padding does not change what the frames of a clip become."""
+        return super().forward((input_values, attention_mask), attention_mask, **kwargs)
 
 
 def _draw_kept(shape: torch.Size, p: float) -> torch.Tensor:
@@ -91,7 +109,7 @@ class Attention(original.WavLMAttention):
             for parameter in (self.gru_rel_pos_linear.weight, self.gru_rel_pos_linear.bias)
         )
         logits = F.linear(hidden_states.unflatten(-1, (self.num_heads, self.head_dim)), weight, bias)
-        gate_a, gate_b = wavlm_conv.full_precision(logits).sigmoid().transpose(1, 2).split(1, dim=-1)
+        gate_a, gate_b = full_precision(logits).sigmoid().transpose(1, 2).split(1, dim=-1)
         return gate_a * (gate_b * self.gru_rel_pos_const - 1.0) + 2.0
 
     def compute_bias(self, query_length: int, key_length: int) -> torch.Tensor:
@@ -113,7 +131,7 @@ class _ClipwiseAttention(torch.autograd.Function):
         with torch.autocast("cpu", enabled=False):
             for clip, length in enumerate(frames):
                 q, k, v = (states[clip, :length].transpose(0, 1) for states in (query, key, value))
-                scores = wavlm_conv.full_precision((q * q.shape[-1] ** -0.5) @ k.mT)
+                scores = full_precision((q * q.shape[-1] ** -0.5) @ k.mT)
                 scores.addcmul_(gate[clip, :, :length], bias[:, :length, :length])
                 used = of_clip = scores.softmax(-1).to(q.dtype)
                 if dropout:
@@ -138,8 +156,8 @@ class _ClipwiseAttention(torch.autograd.Function):
             if kept:
                 d_weights, used = (_dropped(scores, kept[clip], ctx.dropout) for scores in (d_weights, used))
             # Softmax: d_scores = weights (d_weights - sum of weights d_weights), and that sum is g . mixed.
-            inner = (wavlm_conv.full_precision(g) * mixed[clip, :length].transpose(0, 1)).sum(-1, keepdim=True)
-            d_scores = wavlm_conv.full_precision(d_weights).sub_(inner).mul_(weights[clip])
+            inner = (full_precision(g) * mixed[clip, :length].transpose(0, 1)).sum(-1, keepdim=True)
+            d_scores = full_precision(d_weights).sub_(inner).mul_(weights[clip])
             d_gate[clip, :, :length] = (d_scores * bias[:, :length, :length]).sum(-1, keepdim=True)
             d_bias[:, :length, :length].addcmul_(d_scores, gate[clip, :, :length])
             d_scores = (d_scores * q.shape[-1] ** -0.5).to(q.dtype)
@@ -187,9 +205,10 @@ _WITH_BIAS_GRADIENT = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 _FASTER = {
     nn.Dropout: Dropout,
     original.WavLMAttention: Attention,
-    original.WavLMFeatureEncoder: wavlm_conv.FeatureEncoder,
-    original.WavLMGroupNormConvLayer: wavlm_conv.GroupNormConvLayer,
-    original.WavLMLayerNormConvLayer: wavlm_conv.LayerNormConvLayer,
-    original.WavLMNoLayerNormConvLayer: wavlm_conv.ConvLayer,
-    original.WavLMPositionalConvEmbedding: wavlm_conv.PositionalConv,
+    original.WavLMModel: WavLM,
+    original.WavLMFeatureEncoder: FeatureEncoder,
+    original.WavLMGroupNormConvLayer: GroupNormConvLayer,
+    original.WavLMLayerNormConvLayer: LayerNormConvLayer,
+    original.WavLMNoLayerNormConvLayer: ConvLayer,
+    original.WavLMPositionalConvEmbedding: PositionalConv,
 }

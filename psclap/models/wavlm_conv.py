@@ -42,8 +42,9 @@ class PositionalConv(original.WavLMPositionalConvEmbedding):
 class FeatureEncoder(original.WavLMFeatureEncoder):
     """The convolutions of the wave, one layer after the other."""
 
-    def forward(self, input_values: torch.Tensor) -> torch.Tensor:
-        """(B, T) waves to (B, C, F), in autocast's type where it is on."""
+    def forward(self, inputs: torch.Tensor | tuple[torch.Tensor, torch.Tensor | None]) -> torch.Tensor:
+        """(B, T) waves, or they and their mask, to (B, C, F), in autocast's type where it is on."""
+        input_values, mask_BT = inputs if isinstance(inputs, tuple) else (inputs, None)
         device = input_values.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else input_values.dtype
         first, *others = self.conv_layers
@@ -52,15 +53,21 @@ class FeatureEncoder(original.WavLMFeatureEncoder):
         frames = (input_values.shape[1] - first.conv.kernel_size[0]) // first.conv.stride[0] + 1
         rows = frames + -frames % math.prod([layer.conv.stride[0] for layer in others])
         with torch.autocast(device, enabled=False):
-            hidden = first(input_values, frames=frames, rows=rows, dtype=dtype)
+            hidden = first(input_values, mask_BT=mask_BT, frames=frames, rows=rows, dtype=dtype)
             for layer in others:
                 hidden = layer(hidden)
                 frames = (frames - layer.conv.kernel_size[0]) // layer.conv.stride[0] + 1
         return hidden.unflatten(0, (len(input_values), -1))[:, :frames].transpose(1, 2)
 
 
-def _first_conv(layer: Any, wave: torch.Tensor, frames: int, rows: int, dtype: torch.dtype) -> torch.Tensor:
-    """(B, T) waves to (B rows, C), with the group norm, over the first `frames` rows of a clip, where there is one."""
+def _first_conv(
+    layer: Any, wave: torch.Tensor, mask_BT: torch.Tensor | None, frames: int, rows: int, dtype: torch.dtype
+) -> torch.Tensor:
+    """(B, T) waves to (B rows, C), with the group norm where there is one.
+
+    It is over the first `frames` rows of a clip, of those that lie in the clip: padding changes nothing, which in
+    transformers' own it does.
+    """
     conv, norm = layer.conv, getattr(layer, "layer_norm", None)
     taps, stride = conv.kernel_size[0], conv.stride[0]
     wave = F.pad(wave, (0, max(0, (rows - 1) * stride + taps - wave.shape[1])))
@@ -70,8 +77,12 @@ def _first_conv(layer: Any, wave: torch.Tensor, frames: int, rows: int, dtype: t
         return F.linear(windows.to(dtype), weight.to(dtype), _to(conv.bias, dtype)).flatten(0, 1)
     # The moments of a linear map's outputs follow from its inputs'. In float64: a filter can take nearly all away.
     valid, weight = windows[:, :frames].double(), weight.double()
-    mean_BK = valid.mean(1)
-    covariance_BKK = valid.mT @ valid / frames - mean_BK[:, :, None] * mean_BK[:, None]
+    count_B1 = torch.full((len(wave), 1), frames, device=wave.device)
+    if mask_BT is not None:
+        count_B1 = ((mask_BT.sum(1, keepdim=True) - taps) // stride + 1).clamp(min=1)
+        valid = valid * (torch.arange(frames, device=wave.device) < count_B1)[..., None]
+    mean_BK = valid.sum(1) / count_B1
+    covariance_BKK = valid.mT @ valid / count_B1[..., None] - mean_BK[:, :, None] * mean_BK[:, None]
     variance_BC = torch.einsum("ck,bkl,cl->bc", weight, covariance_BKK, weight)
     scale_BC = norm.weight * (variance_BC + norm.eps).rsqrt()
     shift_BC = norm.bias - mean_BK @ weight.T * scale_BC

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from psclap import audio, distributed
-from psclap.models import ParaSpeechCLAPProcessor
+from psclap import distributed
+from psclap.decoding import Wave
+from psclap.models.processor import ParaSpeechCLAPProcessor
 from psclap.tags import training_prompts
 
 
@@ -23,7 +24,7 @@ from psclap.tags import training_prompts
 class Example:
     """One clip with one of its captions."""
 
-    clip: audio.Wave
+    clip: Wave
     caption: str
     tags: tuple[str, ...]
 
@@ -32,13 +33,13 @@ class Example:
 class Batch:
     """A rank's share of a global batch. The tensors go to the device; the arrays stay on the host."""
 
-    input_values: torch.Tensor  # (B, T)
-    audio_mask: torch.Tensor  # (B, T)
+    audio: torch.Tensor  # (B, T) waves, or the features that the speech encoder takes
+    audio_mask: torch.Tensor  # (B, T) of the waves' samples, or of the features' frames
     input_ids: torch.Tensor  # (N, L)
     text_mask: torch.Tensor  # (N, L)
     caption_id: torch.Tensor  # (B,) equal for equal captions, on every rank
     tags: torch.Tensor  # (B, K) numbers of each clip's tags, filled up with V
-    num_samples: np.ndarray  # (B,) each clip's length
+    audio_lengths: np.ndarray  # (B,) each clip's length, in what the mask counts
     num_tokens: np.ndarray  # (N,) each text's length
     counts: np.ndarray  # (1 + V,) int64: samples in all clips, then how many clips have each tag
 
@@ -69,27 +70,29 @@ class ContrastiveCollator:
     rank: int = field(default_factory=distributed.rank)
     world_size: int = field(default_factory=distributed.world_size)
 
-    def example(self, row: dict[str, Any], clip: audio.Wave, rng: np.random.Generator) -> Example:
+    def example(self, row: dict[str, Any], clip: Wave, rng: np.random.Generator) -> Example:
         """One of the clip's captions is drawn."""
         return Example(clip, str(rng.choice(row["captions"])), tuple(row["intrinsic_tags"]))
 
     def collate(self, examples: Sequence[Example], rng: np.random.Generator) -> Batch:
         """Pads clips and texts; a wording of each tag is drawn, the same on every rank."""
-        waves = self.processor.waves([example.clip for example in examples])
+        inputs = self.processor.waves([example.clip for example in examples])
+        audio_mask = inputs.pop("audio_attention_mask")
+        (audio,) = inputs.values()
         texts = self.processor.texts([example.caption for example in examples] + self._prompts(rng))
-        num_samples = np.array([len(example.clip) for example in examples])
+        num_samples = sum(len(example.clip) for example in examples)
         tags = self._tags(examples)
         clips_with_tag = np.bincount(tags.ravel(), minlength=len(self.tags) + 1)[: len(self.tags)]
         return Batch(
-            input_values=waves["input_values"],
-            audio_mask=waves["attention_mask"],
+            audio=audio,
+            audio_mask=audio_mask,
             input_ids=texts["input_ids"],
             text_mask=texts["attention_mask"],
             caption_id=torch.tensor([_caption_id(example.caption) for example in examples]),
             tags=torch.from_numpy(tags),
-            num_samples=num_samples,
+            audio_lengths=audio_mask.sum(1).numpy(),
             num_tokens=texts["attention_mask"].sum(1).numpy(),
-            counts=np.concatenate([[num_samples.sum()], clips_with_tag]),
+            counts=np.concatenate([[num_samples], clips_with_tag]),
         )
 
     def _prompts(self, rng: np.random.Generator) -> list[str]:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from psclap.config import CheckpointConfig, LoadingConfig, ModelConfig, TrainConfig
-from psclap.models import ParaSpeechCLAPModel, ParaSpeechCLAPProcessor
 from psclap.models.build import build_model
+from psclap.models.dual_encoder import ParaSpeechCLAPModel
+from psclap.models.processor import ParaSpeechCLAPProcessor
 from psclap.shards.cache import FileCache, cache_folder
 from psclap.shards.index import ShardIndex
 from psclap.tags import VOCABULARY, training_prompts

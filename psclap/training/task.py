@@ -19,7 +19,8 @@ from psclap.config import TrainConfig
 from psclap.losses.contrastive import info_nce
 from psclap.losses.sigmoid import sigmoid_pairs
 from psclap.losses.tags import tag_bce
-from psclap.models import ParaSpeechCLAPModel, ParaSpeechCLAPProcessor
+from psclap.models.dual_encoder import ParaSpeechCLAPModel
+from psclap.models.processor import ParaSpeechCLAPProcessor
 from psclap.training.batch import Batch, ContrastiveCollator
 
 
@@ -105,7 +106,7 @@ class ContrastiveTask(nn.Module):
     def _embed(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """(b, D) speech and (N, D) text embeddings in float32, L2-normalised."""
         return (
-            self._in_chunks(self.model.embed_audio, batch.input_values, batch.audio_mask, batch.num_samples),
+            self._in_chunks(self.model.embed_audio, batch.audio, batch.audio_mask, batch.audio_lengths),
             self._in_chunks(self.model.embed_text, batch.input_ids, batch.text_mask, batch.num_tokens),
         )
 
@@ -135,6 +136,13 @@ class ContrastiveTask(nn.Module):
         chunks = []
         for start in range(0, len(inputs), size):
             rows = slice(start, start + size)
-            longest = int(lengths[rows].max())  # padding beyond it would only cost time
-            chunks.append(checkpoint(tower, inputs[rows, :longest], mask[rows, :longest], use_reentrant=False))
+            chunks.append(checkpoint(tower, *_shorter(inputs[rows], mask[rows], lengths[rows]), use_reentrant=False))
         return torch.cat(chunks)
+
+
+def _shorter(inputs: torch.Tensor, mask: torch.Tensor, lengths: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """Without the padding beyond the longest, which would only cost time; Whisper's features have one length."""
+    if inputs.shape[1] != mask.shape[1]:
+        return inputs, mask
+    longest = int(lengths.max())
+    return inputs[:, :longest], mask[:, :longest]

@@ -14,7 +14,8 @@ from psclap.embedding import Embedder
 from psclap.errors import PsclapError
 from psclap.evaluation.classification import carried_attributes
 from psclap.evaluation.evaluate import TestSets
-from psclap.models import ParaSpeechCLAPModel, ParaSpeechCLAPProcessor
+from psclap.models.dual_encoder import ParaSpeechCLAPModel
+from psclap.models.processor import ParaSpeechCLAPProcessor
 from psclap.shards.index import ShardIndex
 
 _BATCH_SIZE = 32

@@ -1,0 +1,114 @@
+"""Waves to what the speech encoder takes: the waves themselves, or the features of the encoder's own extractor.
+
+Axes: B clips, T samples, F frames of features, M mel bins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from transformers import BatchFeature, FeatureExtractionMixin
+
+from psclap.errors import PsclapError
+
+
+class ParaSpeechCLAPFeatureExtractor(FeatureExtractionMixin):
+    """Mono waves to a padded batch and its mask, named so that captions can stand beside them.
+
+    Without `features`, the encoder takes waves, of zero mean and unit variance each where `do_normalize`. `features`
+    is the configuration of the extractor that goes with another encoder (Whisper, w2v-BERT). Clips below
+    `min_duration_s` give no frame, and Whisper hears no more than `max_duration_s`.
+    """
+
+    def __init__(
+        self,
+        sampling_rate: int = 16000,
+        do_normalize: bool = True,
+        min_duration_s: float = 0.0,
+        max_duration_s: float | None = None,
+        features: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        self.sampling_rate, self.do_normalize = sampling_rate, do_normalize
+        self.min_duration_s, self.max_duration_s, self.features = min_duration_s, max_duration_s, features
+        self.auto_map = {"AutoFeatureExtractor": "feature_extractor.ParaSpeechCLAPFeatureExtractor"}
+        self._extractor = None
+        if features is not None:
+            self._extractor = getattr(transformers, features["feature_extractor_type"]).from_dict(features)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """What a batch holds."""
+        return ["input_values" if self._extractor is None else "input_features", "audio_attention_mask"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What is saved."""
+        return {name: value for name, value in super().to_dict().items() if name != "_extractor"}
+
+    def __call__(
+        self,
+        audio: np.ndarray | torch.Tensor | Sequence[Any],
+        sampling_rate: int | None = None,
+        return_tensors: str | None = None,
+        **_: Any,
+    ) -> BatchFeature:
+        """One mono wave or several to a BatchFeature. Clips are always padded to the longest, and never cut.
+
+        Raises PsclapError (a ValueError) for another rate, for what is not mono, and for clips too short or too long.
+        """
+        if sampling_rate is not None and sampling_rate != self.sampling_rate:
+            raise PsclapError(
+                f"the model hears {self.sampling_rate} Hz and the audio has {sampling_rate} Hz; resample it, "
+                "or let psclap's Embedder do so"
+            )
+        several = audio if isinstance(audio, (list, tuple)) and np.ndim(audio[0]) else [audio]
+        waves = [np.asarray(wave, np.float32) for wave in several]
+        for wave in waves:
+            if wave.ndim != 1:
+                raise PsclapError(f"a wave has the shape {wave.shape}; give mono waves of shape (num_samples,)")
+        return BatchFeature(self.batch(waves), tensor_type=return_tensors)
+
+    def batch(self, waves: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
+        """Mono float32 waves at `sampling_rate` to `input_values` (B, T), or `input_features`, and their mask.
+
+        `audio_attention_mask` is bool, (B, T) or (B, F). What transformers' extractor of waves returns, several
+        times as fast: the loader calls this at every step.
+        """
+        for wave in waves:
+            self._check_duration(len(wave) / self.sampling_rate)
+        if self._extractor is not None:
+            return self._features(waves)
+        lengths = np.array([len(wave) for wave in waves])
+        values = np.zeros((len(waves), lengths.max()), np.float32)
+        for row, wave in enumerate(waves):
+            if self.do_normalize:
+                wave = (wave - wave.mean()) / np.sqrt(wave.var() + 1e-7)
+            values[row, : len(wave)] = wave
+        mask = np.arange(values.shape[1]) < lengths[:, None]
+        return {"input_values": torch.from_numpy(values), "audio_attention_mask": torch.from_numpy(mask)}
+
+    def _features(self, waves: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
+        assert self._extractor is not None
+        features = self._extractor(
+            list(waves), sampling_rate=self.sampling_rate, return_attention_mask=True, return_tensors="pt"
+        )
+        return {
+            "input_features": features["input_features"],
+            "audio_attention_mask": features["attention_mask"].bool(),
+        }
+
+    def _check_duration(self, duration_s: float) -> None:
+        if duration_s < self.min_duration_s or duration_s == 0:
+            raise PsclapError(
+                f"a clip has {duration_s:.3f} s, and the speech encoder needs {self.min_duration_s:.3f} s for a frame"
+            )
+        if self.max_duration_s is not None and duration_s > self.max_duration_s:
+            raise PsclapError(
+                f"a clip has {duration_s:.1f} s, and the speech encoder hears {self.max_duration_s:g} s at most; "
+                "cut it into windows"
+            )
