@@ -6,9 +6,12 @@ transformers is there (`psclap.registration`).
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
+
+from psclap.remote_code import write_code
 
 
 class LogMelConvConfig(PreTrainedConfig):
@@ -46,12 +49,17 @@ class ParaSpeechCLAPConfig(PreTrainedConfig):
             if isinstance(value, dict):
                 setattr(self, name, encoder_config(**value))
         super().__post_init__(**kwargs)
-        # Where transformers finds the classes in a model folder itself, see psclap/models/remote_code.py. Both in one
+        # Where transformers finds the classes in a model folder itself, see psclap/remote_code.py. Both in one
         # module: of every module that it is sent to, it makes a copy with classes of its own.
         self.auto_map = {
             "AutoConfig": "dual_encoder.ParaSpeechCLAPConfig",
             "AutoModel": "dual_encoder.ParaSpeechCLAPModel",
         }
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """As transformers', with what others need to load the folder; a model that is saved saves its config, too."""
+        super().save_pretrained(save_directory, **kwargs)
+        write_code(Path(save_directory))
 
 
 def encoder_config(model_type: str, **settings: Any) -> PreTrainedConfig:

@@ -17,7 +17,7 @@ FLOORS = (
         *("errors", "files", "parallel", "strict", "schema", "config", "tags", "markdown", "storage", "distributed"),
         *("audio", "decoding", "containers", "loudness"),
     },
-    {"models", "model_config", "registration", "losses", "metrics"},
+    {"models", "model_config", "registration", "remote_code", "losses", "metrics"},
     {"corpora", "shards", "soundness", "sampling", "loader"},
     {"training", "evaluation", "embedding", "search", "tts"},
     {"__init__", "cli", "cli_data"},

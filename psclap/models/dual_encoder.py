@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +22,6 @@ from psclap.model_config import ParaSpeechCLAPConfig
 from psclap.models.encoders import encode_speech, new_encoder
 from psclap.models.pooling import pool, pooled_size
 from psclap.models.projection import Projection
-from psclap.models.remote_code import write_code
 from psclap.models.wavlm import accelerate
 
 MAX_LOGIT_SCALE = 100.0
@@ -88,11 +85,6 @@ class ParaSpeechCLAPModel(PreTrainedModel):
         """Keeps the logit scale in [1, MAX_LOGIT_SCALE]; to be called after every optimiser step."""
         self.log_logit_scale.clamp_(0.0, math.log(MAX_LOGIT_SCALE))
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """As transformers', and the code and files by which others load the folder, see `psclap.models.remote_code`."""
-        super().save_pretrained(save_directory, **kwargs)
-        write_code(Path(save_directory))
-
     def embed_audio(
         self,
         input_values: torch.Tensor | None = None,
@@ -154,18 +146,22 @@ class ParaSpeechCLAPModel(PreTrainedModel):
         `attention_mask` is the texts', `audio_attention_mask` the clips'. The loss is the sigmoid loss for a model with
         a logit bias, else InfoNCE. With speech or texts alone, their embeddings are the output.
         """
-        output = ParaSpeechCLAPOutput()
+        audio_BD = text_ND = logits_BN = None
         if input_values is not None or input_features is not None:
-            output.audio_embeds = self.embed_audio(input_values, audio_attention_mask, input_features)
+            audio_BD = self.embed_audio(input_values, audio_attention_mask, input_features)
         if input_ids is not None:
-            output.text_embeds = self.embed_text(input_ids, attention_mask)
-        if output.audio_embeds is not None and output.text_embeds is not None:
-            logits_BN = self.logit_scale * output.audio_embeds @ output.text_embeds.T
-            output.logits_per_audio = logits_BN if self.logit_bias is None else logits_BN + self.logit_bias
-            output.logits_per_text = output.logits_per_audio.T
-        if return_loss:
-            output.loss = self._loss(output.audio_embeds, output.text_embeds)
-        return output
+            text_ND = self.embed_text(input_ids, attention_mask)
+        if audio_BD is not None and text_ND is not None:
+            logits_BN = self.logit_scale * audio_BD @ text_ND.T
+            if self.logit_bias is not None:
+                logits_BN = logits_BN + self.logit_bias
+        return ParaSpeechCLAPOutput(
+            loss=self._loss(audio_BD, text_ND) if return_loss else None,
+            logits_per_audio=logits_BN,
+            logits_per_text=None if logits_BN is None else logits_BN.T,
+            text_embeds=text_ND,
+            audio_embeds=audio_BD,
+        )
 
     def _loss(self, audio_BD: torch.Tensor | None, text_BD: torch.Tensor | None) -> torch.Tensor:
         if audio_BD is None or text_BD is None or len(audio_BD) != len(text_BD):

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-_PACKAGE = Path(__file__).parent.parent
+_PACKAGE = Path(__file__).parent
 _ENTRIES = ("models/dual_encoder.py", "models/processor.py", "models/feature_extractor.py")
 _IMPORT = re.compile(r"^(\s*from )psclap\.([\w.]+)( import )", re.MULTILINE)
 
@@ -35,7 +35,7 @@ def write_code(folder: Path) -> None:
     for name, content in _SENTENCE_TRANSFORMERS.items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n")
     if not __name__.startswith("psclap."):
-        return  # this is such a folder's code already, and transformers copies it
+        return  # this is such a folder's code already, which transformers copies
     for path in _needed():
         (folder / path.name).write_text(_IMPORT.sub(_flattened, path.read_text()))
 
