@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
+from functools import partial
 
 from mlflow.system_metrics.metrics.base_metrics_monitor import BaseMetricsMonitor
 from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
@@ -12,23 +12,16 @@ from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
 from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
 from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 
+from psclap.parallel import in_background
 from psclap.training.journal import JournalTracker
 
 PERIOD_S = 10.0
 """How often a sample is taken."""
 
 
-@contextmanager
-def system_metrics(tracker: JournalTracker) -> Iterator[None]:
+def system_metrics(tracker: JournalTracker) -> AbstractContextManager[None]:
     """Samples this machine for the length of a `with` block, the last time at its end."""
-    done = threading.Event()
-    thread = threading.Thread(target=_watch, args=(tracker, done), name="system metrics", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
+    return in_background(partial(_watch, tracker), "system metrics")
 
 
 def _watch(tracker: JournalTracker, done: threading.Event) -> None:

@@ -249,7 +249,6 @@ class CheckpointConfig:
     """
 
     url: str | None = None
-
     every_steps: int | None = field(default=None, metadata=at_least(1))
     keep_last: int = field(default=2, metadata=at_least(1))
     keep_best: int = field(default=1, metadata=at_least(1))
@@ -262,8 +261,8 @@ class CheckpointConfig:
 class ResourcesConfig:
     """Where there are GPUs, one worker each (`gpu_workers` null: all of them); else `cpu_workers`.
 
-    A worker that makes no progress for `hang_timeout_s` is ended and the training
-    goes on from its last checkpoint, as after a worker's death; `max_failures` times in all.
+    A worker that makes no progress for `hang_timeout_s` is ended and the training goes on from its last checkpoint, as
+    after a worker's death; `max_failures` times in all.
     """
 
     cpu_workers: int = field(metadata=at_least(1))

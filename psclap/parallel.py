@@ -1,12 +1,14 @@
-"""Work spread over the processes of one machine, in order, and without orphans when interrupted."""
+"""Work beside other work: over the processes of one machine, in order and without orphans; in a thread."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 Job = TypeVar("Job")
@@ -36,3 +38,16 @@ def process_map(
         yield from pool.map(function, jobs, chunksize=chunk)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def in_background(work: Callable[[threading.Event], None], name: str) -> Iterator[None]:
+    """Runs `work` in a thread for the length of a `with` block; the event tells it to come to its end."""
+    done = threading.Event()
+    thread = threading.Thread(target=work, args=(done,), name=name, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()

@@ -165,3 +165,18 @@ def _type_name(hint: Any) -> str:
 
 def _names(cls: type) -> str:
     return ", ".join(field.name for field in dataclasses.fields(cls) if field.init)
+
+
+def flatten(tree: Mapping[str, Any], separator: str) -> dict[str, Any]:
+    """Mappings within mappings as one level; an empty one stays what it is.
+
+    >>> flatten({"model": {"dim": 64, "speech": {"config": {}}}}, ".")
+    {'model.dim': 64, 'model.speech.config': {}}
+    """
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat |= {f"{name}{separator}{key}": item for key, item in flatten(value, separator).items()}
+        else:
+            flat[name] = value
+    return flat

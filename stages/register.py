@@ -7,9 +7,9 @@ from pipelines.delivery import deliver
 from pipelines.registry import register
 from pipelines.tracking import TrackingStore, mlflow_name
 from psclap.config import Params
-from psclap.evaluation.report import flatten
 from psclap.files import write_json
 from psclap.shards.index import ShardIndex
+from psclap.strict import flatten
 from psclap.training.journal import Journal
 from stages import METRICS, MODELS, REGISTERED, REPORTS, SHARDS, TRACKING_STORE, TRAINING
 from stages._main import run_stage
@@ -18,7 +18,9 @@ from stages._main import run_stage
 def main(params: Params, variant: str) -> None:
     store = TrackingStore.at(TRACKING_STORE)
     run_id = deliver(store, Journal(TRAINING / variant))  # what the training could not
-    numbers = flatten({path.stem: json.loads(path.read_text()) for path in sorted((METRICS / variant).glob("*.json"))})
+    numbers = flatten(
+        {path.stem: json.loads(path.read_text()) for path in sorted((METRICS / variant).glob("*.json"))}, "/"
+    )
     step = json.loads((MODELS / variant / "progress.json").read_text())["step"]
     store.log_metrics(run_id, step, {f"test/{name}": value for name, value in numbers.items()})
     store.client().log_artifact(run_id, str(REPORTS / variant))

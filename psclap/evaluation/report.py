@@ -51,21 +51,6 @@ def _round(value: float) -> float:
     return round(float(value), 4)
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Nested numbers as one level, names joined by "/".
-
-    >>> flatten({"a": {"b": 1.0}, "c": 2.0})
-    {'a/b': 1.0, 'c': 2.0}
-    """
-    flat: dict[str, float] = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{name}/"))
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
-
-
 def summary_table(numbers: Mapping[str, Mapping[str, Any]]) -> str:
     """Two Markdown tables from every variant's headline numbers: retrieval and classification."""
     first = next(iter(numbers.values()))

@@ -26,6 +26,7 @@ from typing import Any, BinaryIO, Literal
 from psclap.errors import PsclapError
 from psclap.files import write_json
 from psclap.storage import redacted
+from psclap.strict import flatten
 
 RUN_NAME = "run.json"
 RECORDS_NAME = "records.jsonl"
@@ -145,7 +146,7 @@ class JournalTracker:
             self._remember(record)
 
     def params(self, params: Mapping[str, Any]) -> None:
-        new = {name: value for name, value in flatten(params).items() if name not in self._params}
+        new = {name: value for name, value in flatten(params, ".").items() if name not in self._params}
         self._write({"kind": "params", "values": new})
 
     def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -184,21 +185,6 @@ class JournalTracker:
                 self._steps[record["step"]] = self._name_sets.setdefault(names, names)
             case "system":
                 self._samples = record["step"] + 1
-
-
-def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Sections within sections as dotted names.
-
-    >>> flatten({"model": {"dim": 64, "speech": {"config": {}}}})
-    {'model.dim': 64, 'model.speech.config': {}}
-    """
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping) and value:
-            flat |= {f"{name}.{key}": item for key, item in flatten(value).items()}
-        else:
-            flat[name] = value
-    return flat
 
 
 def _cut_torn_line(stream: BinaryIO) -> None:

@@ -8,10 +8,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Protocol
 
 from tqdm import tqdm
 
+from psclap.parallel import in_background
 from psclap.training.journal import Journal, Record, Tail
 
 PERIOD_S = 0.5
@@ -24,16 +26,13 @@ _BAR = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
 def shown(journal: Journal) -> Iterator[None]:
     """Shows what a journal gains in a `with` block; what is in it already tells how far the run is."""
     display: Display = Bar(journal.run.name) if _has_room() else Lines(journal.run.name)
-    tail, done = Tail(journal), threading.Event()
+    tail = Tail(journal)
     for record in tail.new():
         display.know(record)
-    thread = threading.Thread(target=_follow, args=(tail, display, done), name="progress", daemon=True)
-    thread.start()
     try:
-        yield
+        with in_background(partial(_follow, tail, display), "progress"):
+            yield
     finally:
-        done.set()
-        thread.join()
         display.close()
 
 
