@@ -20,7 +20,7 @@ FLOORS = (
     {"models", "model_config", "registration", "losses", "metrics"},
     {"corpora", "shards", "soundness", "sampling", "loader"},
     {"training", "evaluation", "embedding", "search", "tts"},
-    {"__init__", "cli", "cli_data"},
+    {"__init__", "cli", "cli_checkpoint", "cli_data"},
 )
 HEAVY = {"ray", "mlflow", "dvc"}
 
