@@ -15,6 +15,7 @@ import typer
 from psclap.cli_checkpoint import checkpoint_app
 from psclap.cli_data import data_app
 from psclap.errors import AudioError, PsclapError
+from psclap.startup import uncollected_imports
 
 if TYPE_CHECKING:
     from psclap.embedding import Embedder
@@ -129,7 +130,8 @@ def config_use(
 
 def _embedder(model: str) -> Embedder:
     folder = _fetch(model) if ":/" in model else Path(model)
-    from psclap.embedding import Embedder
+    with uncollected_imports():
+        from psclap.embedding import Embedder
 
     return Embedder(folder)
 

@@ -15,7 +15,7 @@ PACKAGES = ("psclap", "pipelines", "stages")
 FLOORS = (
     {
         *("errors", "files", "parallel", "strict", "schema", "config", "tags", "markdown", "storage", "distributed"),
-        *("audio", "decoding", "containers", "loudness"),
+        *("audio", "decoding", "containers", "loudness", "startup"),
     },
     {"models", "model_config", "registration", "losses", "metrics"},
     {"corpora", "shards", "soundness", "sampling", "loader"},
