@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import WavLMModel, XLMRobertaModel
+from transformers import PreTrainedModel
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -42,8 +42,8 @@ def projected(x: Array, weights: Mapping[str, torch.Tensor]) -> Array:
 class Release:
     """A released model: its parts, and its `state_dict` under the published names."""
 
-    wavlm: WavLMModel
-    xlm_r: XLMRobertaModel
+    wavlm: PreTrainedModel
+    xlm_r: PreTrainedModel
     audio_projection: Mapping[str, torch.Tensor]
     text_projection: Mapping[str, torch.Tensor]
     log_logit_scale: torch.Tensor

@@ -18,7 +18,7 @@ import torch
 from conftest import WAVLM
 from published import Release, random_projection
 from safetensors.torch import save_file
-from transformers import WavLMConfig, WavLMModel, XLMRobertaConfig, XLMRobertaModel
+from transformers import AutoModel, WavLMConfig, XLMRobertaConfig
 
 from psclap.embedding import Embedder
 from psclap.errors import PsclapError
@@ -55,8 +55,8 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Released:
     speech_config.save_pretrained(folder / "speech")
     torch.manual_seed(3)
     model = Release(
-        WavLMModel(speech_config),
-        XLMRobertaModel(text_config),
+        AutoModel.from_config(speech_config),
+        AutoModel.from_config(text_config),
         random_projection(WAVLM["hidden_size"], 768),
         random_projection(XLM_R["hidden_size"], 768),
         torch.tensor(math.log(31.0)),
