@@ -14,6 +14,7 @@ import typer
 
 from psclap.cli_checkpoint import checkpoint_app
 from psclap.cli_data import data_app
+from psclap.cli_export import export_app
 from psclap.errors import AudioError, PsclapError
 from psclap.startup import uncollected_imports
 
@@ -27,6 +28,7 @@ config_app = typer.Typer(no_args_is_help=True, help="Check params.yaml, or repla
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
 app.add_typer(checkpoint_app)
+app.add_typer(export_app)
 
 Audio = Annotated[list[Path], typer.Argument(help="Audio files of any rate (wav, flac, ogg, mp3).")]
 Model = Annotated[str, typer.Option(help="A checkpoint folder, or models:/NAME/VERSION or models:/NAME@ALIAS.")]

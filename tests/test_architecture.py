@@ -19,8 +19,8 @@ FLOORS = (
     },
     {"models", "model_config", "registration", "losses", "metrics"},
     {"corpora", "shards", "soundness", "sampling", "loader"},
-    {"training", "evaluation", "embedding", "search", "tts"},
-    {"__init__", "cli", "cli_checkpoint", "cli_data"},
+    {"training", "evaluation", "embedding", "export", "search", "tts"},
+    {"__init__", "cli", "cli_checkpoint", "cli_data", "cli_export"},
 )
 HEAVY = {"ray", "mlflow", "dvc"}
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from psclap.config import PRESETS_FOLDER, EncoderConfig, ModelConfig, load_params
 from psclap.errors import CheckpointError
-from psclap.files import atomic_folder, check_folder_writable
+from psclap.files import atomic_folder, check_folder_writable, share_files
 from psclap.model_config import ParaSpeechCLAPConfig
 from psclap.models.build import _encoder_config, _tokenizer, feature_extractor
 from psclap.models.dual_encoder import ParaSpeechCLAPModel
@@ -80,6 +80,7 @@ def import_checkpoint(
         try:
             model.save_pretrained(partial)
             processor.save_pretrained(partial)
+            share_files(partial)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"cannot write {folder}: {error}; is the disk full?") from error
     return Imported(len(weights), model.num_parameters(), left_out, dict(converted))
