@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from psclap.cli_checkpoint import checkpoint_app
 from psclap.cli_data import data_app
+from psclap.cli_export import export_app
 from psclap.errors import AudioError, PsclapError
+from psclap.startup import uncollected_imports
 
 if TYPE_CHECKING:
     from psclap.embedding import Embedder
@@ -24,6 +27,8 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 config_app = typer.Typer(no_args_is_help=True, help="Check params.yaml, or replace it by a preset.")
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
+app.add_typer(checkpoint_app)
+app.add_typer(export_app)
 
 Audio = Annotated[list[Path], typer.Argument(help="Audio files of any rate (wav, flac, ogg, mp3).")]
 Model = Annotated[str, typer.Option(help="A checkpoint folder, or models:/NAME/VERSION or models:/NAME@ALIAS.")]
@@ -127,7 +132,8 @@ def config_use(
 
 def _embedder(model: str) -> Embedder:
     folder = _fetch(model) if ":/" in model else Path(model)
-    from psclap.embedding import Embedder
+    with uncollected_imports():
+        from psclap.embedding import Embedder
 
     return Embedder(folder)
 

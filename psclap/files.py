@@ -94,3 +94,12 @@ def sha256_file(path: Path | str) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def share_files(folder: Path | str) -> None:
+    """Gives the files right in a folder the permissions that new files have; safetensors makes its own private."""
+    folder = Path(folder)
+    mode = folder.stat().st_mode & 0o666  # what the user's umask leaves
+    for path in folder.iterdir():
+        if path.is_file():
+            path.chmod(mode)

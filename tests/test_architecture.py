@@ -15,12 +15,12 @@ PACKAGES = ("psclap", "pipelines", "stages")
 FLOORS = (
     {
         *("errors", "files", "parallel", "strict", "schema", "config", "tags", "markdown", "storage", "distributed"),
-        *("audio", "decoding", "containers", "loudness"),
+        *("audio", "decoding", "containers", "loudness", "startup"),
     },
     {"models", "model_config", "registration", "remote_code", "losses", "metrics"},
     {"corpora", "shards", "soundness", "sampling", "loader"},
-    {"training", "evaluation", "embedding", "search", "tts"},
-    {"__init__", "cli", "cli_data"},
+    {"training", "evaluation", "embedding", "export", "search", "tts"},
+    {"__init__", "cli", "cli_checkpoint", "cli_data", "cli_export"},
 )
 HEAVY = {"ray", "mlflow", "dvc"}
 

@@ -7,12 +7,12 @@ that there is no padding. All else is computed anew: features, pooling, projecti
 import math
 import re
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import WAVLM
+from published import Array, normalised, projected, to_numpy
 
 from psclap.config import PRESETS_FOLDER, EncoderConfig, load_params
 from psclap.models.build import build_model
@@ -34,8 +34,6 @@ CAPTIONS = ("A husky man.", "A British woman speaks.", "A husky man.", "Somebody
 TAGS_OF = (("husky", "male"), ("British",), ("husky", "male"), ("British", "male"), ())
 TEMPLATES = ("A person is speaking in a {} style.", "The voice is {}.", "A {} voice.")
 WORDS = {"husky": ("husky", "breathy", "smoky"), "British": ("British",), "male": ("male", "man's", "masculine")}
-
-Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -73,34 +71,18 @@ def setting() -> Setting:
     return Setting(task, task.collator().collate(examples, rng), clips)
 
 
-def to_numpy(tensor: torch.Tensor) -> Array:
-    return tensor.detach().double().numpy()
-
-
-def projected(x: Array, projection: torch.nn.Module) -> Array:
-    """e1 = W1 x; out = LayerNorm(e1 + W2 GELU(e1)), without dropout; then to unit length."""
-    weight = {name: to_numpy(parameter) for name, parameter in projection.named_parameters()}
-    e1 = weight["linear1.weight"] @ x
-    gelu = np.array([e * 0.5 * (1 + math.erf(e / math.sqrt(2))) for e in e1])
-    inner = e1 + weight["linear2.weight"] @ gelu
-    normalised = (inner - inner.mean()) / np.sqrt(inner.var() + 1e-5)
-    out = normalised * weight["layer_norm.weight"] + weight["layer_norm.bias"]
-    return out / np.sqrt((out**2).sum())
-
-
 def speech_embedding(model: ParaSpeechCLAPModel, clip: np.ndarray) -> Array:
     """Zero mean and unit variance; the encoder's last layer; the mean over its frames."""
-    wave = (clip - clip.mean()) / math.sqrt(clip.var() + 1e-7)
     with torch.no_grad():
-        frames = model.audio_model(torch.from_numpy(wave)[None].float()).last_hidden_state[0]
-    return projected(to_numpy(frames).mean(0), model.audio_projection)
+        frames = model.audio_model(normalised(clip)).last_hidden_state[0]
+    return projected(to_numpy(frames).mean(0), model.audio_projection.state_dict())
 
 
 def text_embedding(model: ParaSpeechCLAPModel, ids: list[int]) -> Array:
     """The encoder's last layer at the first token."""
     with torch.no_grad():
         tokens = model.text_model(torch.tensor([ids])).last_hidden_state[0]
-    return projected(to_numpy(tokens)[0], model.text_projection)
+    return projected(to_numpy(tokens)[0], model.text_projection.state_dict())
 
 
 def tokens_of_texts(setting: Setting) -> list[list[int]]:

@@ -23,7 +23,6 @@ from transformers import (
     SeamlessM4TFeatureExtractor,
     WhisperFeatureExtractor,
 )
-from transformers.utils import logging as transformers_logging
 
 from psclap.config import EncoderConfig, ModelConfig
 from psclap.errors import CheckpointError, PsclapError
@@ -32,6 +31,7 @@ from psclap.models.dual_encoder import ParaSpeechCLAPModel
 from psclap.models.encoders import encoder_of, new_encoder
 from psclap.models.feature_extractor import ParaSpeechCLAPFeatureExtractor
 from psclap.models.processor import ParaSpeechCLAPProcessor
+from psclap.models.quiet import no_progress_bars
 
 _MAY_BE_MISSING = ("pooler.", "masked_spec_embed")  # parts that we do not use
 _SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
@@ -219,17 +219,13 @@ def load_model(folder: Path | str) -> tuple[ParaSpeechCLAPModel, ParaSpeechCLAPP
     """
     folder = Path(folder)
     _check_is_ours(folder)
-    had_progress_bar = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
     try:
-        model, info = ParaSpeechCLAPModel.from_pretrained(folder, output_loading_info=True)
-        processor = ParaSpeechCLAPProcessor.from_pretrained(folder)
+        with no_progress_bars():
+            model, info = ParaSpeechCLAPModel.from_pretrained(folder, output_loading_info=True)
+            processor = ParaSpeechCLAPProcessor.from_pretrained(folder)
     except Exception as error:  # safetensors, JSON and transformers each raise their own kind
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{folder} is a damaged checkpoint: {first_line}; fetch or train it again") from error
-    finally:
-        if had_progress_bar:
-            transformers_logging.enable_progress_bar()
     problems = {kind: sorted(map(str, keys)) for kind, keys in info.items() if keys}
     if problems:
         listing = "; ".join(f"{kind}: {', '.join(keys[:5])} ({len(keys)})" for kind, keys in problems.items())

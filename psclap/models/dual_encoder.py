@@ -6,6 +6,7 @@ Axes: B clips, N texts, T samples, L tokens, D embedding dimensions.
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -44,6 +45,8 @@ class ParaSpeechCLAPModel(PreTrainedModel):
     config_class = ParaSpeechCLAPConfig
     main_input_name = "input_values"
     supports_gradient_checkpointing = True
+    # In a folder of bfloat16 weights: little memory, and what the embeddings depend on most.
+    _keep_in_fp32_modules_strict = ("norm", "Norm", "_projection.l", "logit_", "mel_filters", "window")
 
     def __init__(
         self,
@@ -100,7 +103,8 @@ class ParaSpeechCLAPModel(PreTrainedModel):
             raise PsclapError("embed_audio needs the processor's input_values, or input_features with their mask")
         if mask is None:
             mask = torch.ones_like(inputs, dtype=torch.bool)
-        frames_BFH, mask_BF = encode_speech(self.audio_model, inputs, mask)
+        with _precision_of(self.audio_model):
+            frames_BFH, mask_BF = encode_speech(self.audio_model, inputs, mask)
         return _embed(frames_BFH, mask_BF, self.config.audio_pooling, self.audio_projection)
 
     def embed_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -111,7 +115,8 @@ class ParaSpeechCLAPModel(PreTrainedModel):
         if _takes_a_whole_mask(self.text_model.config):
             # transformers looks whether a 2-D mask is all ones, and waits for the GPU; a 4-D one it takes as it is.
             mask = attention_mask[:, None, None].bool()
-        tokens = self.text_model(input_ids=input_ids, attention_mask=mask).last_hidden_state
+        with _precision_of(self.text_model):
+            tokens = self.text_model(input_ids=input_ids, attention_mask=mask).last_hidden_state
         return _embed(tokens, attention_mask, self.config.text_pooling, self.text_projection)
 
     def get_audio_features(
@@ -175,6 +180,13 @@ def _takes_a_whole_mask(config: PreTrainedConfig) -> bool:
     """Whether every layer attends to all tokens: where some attend to near ones only, the mask is transformers' own."""
     settings = ("sliding_window", "local_attention", "layer_types", "is_decoder", "is_encoder_decoder")
     return config._attn_implementation == "sdpa" and not any(getattr(config, name, None) for name in settings)
+
+
+def _precision_of(encoder: PreTrainedModel) -> AbstractContextManager[Any]:
+    """Autocast for bfloat16 weights; else whatever the caller has chosen."""
+    if encoder.dtype == torch.bfloat16:
+        return torch.autocast(encoder.device.type, torch.bfloat16)
+    return nullcontext()
 
 
 def _embed(hidden_BFH: torch.Tensor, mask_BF: torch.Tensor, pooling: str, projection: Projection) -> torch.Tensor:
