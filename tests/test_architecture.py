@@ -15,11 +15,11 @@ PACKAGES = ("psclap", "pipelines", "stages")
 FLOORS = (
     {
         *("errors", "files", "parallel", "strict", "schema", "config", "tags", "markdown", "storage", "distributed"),
-        *("audio", "decoding", "containers", "loudness"),
+        *("audio", "decoding", "containers", "loudness", "licences"),
     },
     {"models", "model_config", "registration", "remote_code", "losses", "metrics"},
     {"corpora", "shards", "soundness", "sampling", "loader"},
-    {"training", "evaluation", "embedding", "search", "tts"},
+    {"training", "evaluation", "embedding", "search", "tts", "model_card"},
     {"__init__", "cli", "cli_data"},
 )
 HEAVY = {"ray", "mlflow", "dvc"}
