@@ -297,6 +297,14 @@ def test_encoders_from_the_hub_are_base_models(tmp_path: Path, monkeypatch: pyte
     assert base_models(params.model) == [params.model.text.pretrained]
 
 
+def test_a_folder_that_an_encoder_was_started_from_is_not_told(facts: Facts) -> None:
+    model = facts.params.model
+    speech = replace(model.speech, pretrained="/home/somebody/encoders/wavlm-large", config=None)
+    moved = replace(facts, params=replace(facts.params, model=replace(model, speech=speech)))
+    assert "started from wavlm-large:" in str(model_card(moved))
+    assert "somebody" not in str(model_card(moved))
+
+
 def test_several_corpora_are_named_one_by_one() -> None:
     members = [{"name": name, "prefix": prefix} for name, prefix in [("demo", "a"), ("manifest", "b"), ("demo", "c")]]
     corpus = parse_params(demo_mapping() | {"corpus": {"name": "several", "options": {"corpora": members}}}).corpus

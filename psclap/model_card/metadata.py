@@ -59,7 +59,12 @@ def language_codes(languages: Mapping[str, Any]) -> list[str]:
 def base_models(model: ModelConfig) -> list[str]:
     """The models of the Hub that the encoders were started from; a folder of this machine is none."""
     names = [encoder.pretrained for encoder in (model.speech, model.text)]
-    return [name for name in names if name and _HUB_ID.fullmatch(name) and not Path(name).exists()]
+    return [name for name in names if name and is_on_the_hub(name)]
+
+
+def is_on_the_hub(name: str) -> bool:
+    """Whether transformers would take a name for one of the Hub's: it is no folder here."""
+    return _HUB_ID.fullmatch(name) is not None and not Path(name).exists()
 
 
 def _retrieval_results(facts: Facts) -> Iterator[EvalResult]:

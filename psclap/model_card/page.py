@@ -6,13 +6,14 @@ Rendering is pure: the same facts give the same bytes.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from huggingface_hub import ModelCard
 
 from psclap.markdown import table
 from psclap.model_card.facts import Facts
 from psclap.model_card.limits import limits
-from psclap.model_card.metadata import base_models, licence_name, metadata
+from psclap.model_card.metadata import base_models, is_on_the_hub, licence_name, metadata
 from psclap.model_card.results import SPEAKS_OF, percent, results, strong_names
 from psclap.model_card.training import data, training
 from psclap.model_card.usage import usage
@@ -83,7 +84,7 @@ def _encoder(facts: Facts, tower: str) -> str:
     config = facts.config[f"{tower}_config"]
     chosen = facts.params.model.speech if tower == "audio" else facts.params.model.text
     layers = config.get("num_hidden_layers", config.get("num_layers"))
-    start = f"started from {chosen.pretrained}" if chosen.pretrained else "trained from scratch"
+    start = f"started from {_public_name(chosen.pretrained)}" if chosen.pretrained else "trained from scratch"
     size = (
         f"{layers} {'layer' if layers == 1 else 'layers'} of width {config['hidden_size']}"
         if layers
@@ -92,6 +93,11 @@ def _encoder(facts: Facts, tower: str) -> str:
     count = facts.parameters.get(f"{tower}_model", 0)
     pooling = facts.config[f"{tower}_pooling"].replace("_", " and ")
     return f"{config['model_type']}, {start}: {size}, {pooling} pooling, {count:,} parameters"
+
+
+def _public_name(pretrained: str) -> str:
+    """A name of the Hub as it is; of a folder its last part: the rest is nobody's business."""
+    return pretrained if is_on_the_hub(pretrained) else Path(pretrained).name
 
 
 def _intended(facts: Facts) -> Iterator[str]:
