@@ -6,7 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 import yaml
 from conftest import MINI_CORPUS, SHARDING, shard
 from huggingface_hub import EvalResult, ModelCard
@@ -315,6 +317,26 @@ def test_only_the_demo_is_called_synthetic(facts: Facts) -> None:
     params = parse_params(demo_mapping() | {"corpus": {"name": "manifest", "options": {}}})
     assert "espeak-ng" in str(model_card(facts))
     assert "espeak-ng" not in str(model_card(replace(facts, params=params)))
+
+
+def test_its_lines_of_use_run_as_they_are_written(
+    facts: Facts, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All three ways give the same cosines, those of the Embedder."""
+    monkeypatch.chdir(tmp_path)
+    wave = (0.1 * np.random.default_rng(0).standard_normal(24000)).astype(np.float32)
+    soundfile.write("speech.wav", wave, 16000, subtype="FLOAT")
+    blocks = re.findall(r"```python\n(.*?)```", str(model_card(facts)), re.S)
+    assert len(blocks) == 3
+    code = "".join(blocks).replace("path/to/this/folder", str(model_folder))
+    names: dict[str, Any] = {"print": lambda matrix: shown.append(np.asarray(matrix))}
+    shown: list[np.ndarray] = []
+    exec(code, names)
+    embedder = Embedder(model_folder)
+    expected = embedder.embed_audio([wave]) @ embedder.embed_text(names["captions"]).T
+    assert len(shown) == 3
+    for cosines in shown:
+        np.testing.assert_allclose(cosines, expected, atol=1e-5)
 
 
 def test_a_registered_version_carries_its_card(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from psclap.config import CorpusConfig, Params, TrainConfig
-from psclap.models import ParaSpeechCLAPConfig, ParaSpeechCLAPModel
+from psclap.models.dual_encoder import ParaSpeechCLAPConfig, ParaSpeechCLAPModel
 from psclap.schema import CAPTION_SETS, Split
 from psclap.shards.index import ShardIndex
 from psclap.soundness.columns import Columns
