@@ -315,8 +315,11 @@ def test_several_corpora_are_named_one_by_one() -> None:
 
 def test_only_the_demo_is_called_synthetic(facts: Facts) -> None:
     params = parse_params(demo_mapping() | {"corpus": {"name": "manifest", "options": {}}})
-    assert "espeak-ng" in str(model_card(facts))
-    assert "espeak-ng" not in str(model_card(replace(facts, params=params)))
+    demo, other = str(model_card(facts)), str(model_card(replace(facts, params=params)))
+    assert "espeak-ng" in demo
+    assert "Labelling or filtering corpora" not in demo
+    assert "espeak-ng" not in other
+    assert "Labelling or filtering corpora" in other
 
 
 def test_its_lines_of_use_run_as_they_are_written(

@@ -101,6 +101,9 @@ def _public_name(pretrained: str) -> str:
 
 
 def _intended(facts: Facts) -> Iterator[str]:
+    if "demo" in facts.corpora:
+        yield "Trying out the pipeline and the tools around it on the voices that it was trained on, and nothing else."
+        return
     yield "- Finding speech in a collection by a description of its style, as a list that a person goes through."
     yield "- Labelling or filtering corpora by style, and choosing the best of several synthesised candidates."
     yield "- Research on speaking style, and a starting point for training on data of your own."
