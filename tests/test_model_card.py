@@ -21,7 +21,7 @@ from psclap.config import PRESETS_FOLDER, Params, parse_params
 from psclap.embedding import Embedder
 from psclap.errors import ConfigError
 from psclap.evaluation.evaluate import TestSets
-from psclap.evaluation.report import flatten, headline
+from psclap.evaluation.report import headline
 from psclap.files import sha256_file
 from psclap.model_card.facts import Facts, corpus_names, count_parameters, shared_speakers, split_statistics
 from psclap.model_card.metadata import base_models
@@ -29,6 +29,7 @@ from psclap.model_card.page import description, model_card
 from psclap.model_card.standing import Standing, is_above_chance, uar_error
 from psclap.schema import Utterance
 from psclap.shards.index import ShardIndex
+from psclap.strict import flatten
 from psclap.training.spec import build_training_model
 
 VARIANT = "intrinsic"
@@ -349,7 +350,7 @@ def test_a_registered_version_carries_its_card(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
     store = TrackingStore.at(tmp_path)
     run_id = store.client().create_run("0").info.run_id
-    tags = {"metric": f"{flatten(facts.metrics)['combined/audio_to_text/R@1']:.4f}"}
+    tags = {"metric": f"{flatten(facts.metrics, '/')['combined/audio_to_text/R@1']:.4f}"}
 
     def registered(card: Card) -> str:
         return register(store, run_id, model_folder, "carded", "champion", tags, card).uri
