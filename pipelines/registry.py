@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import importlib.metadata
 import os
 import re
@@ -30,6 +31,7 @@ from psclap.errors import PsclapError
 from psclap.files import sha256_file
 from psclap.schema import TRAINER_STATE_NAME
 
+CARD_NAME = "README.md"
 _ARTIFACT = "model"
 _REQUIREMENTS = (
     *("mlflow", "numpy", "pandas", "pyarrow", "pyyaml", "safetensors", "soundfile", "soxr"),
@@ -48,6 +50,19 @@ _SIGNATURE = ModelSignature(
 
 
 @dataclass(frozen=True)
+class Card:
+    """The model card that a registered version carries, and its short form, which the registry lists."""
+
+    readme: str
+    description: str
+
+    @property
+    def sha256(self) -> str:
+        """The hash of the card's text."""
+        return hashlib.sha256(self.readme.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
 class Registered:
     """A registered version; `uri` names it for good."""
 
@@ -63,19 +78,28 @@ class Registered:
 
 
 def register(
-    store: TrackingStore, run_id: str, model_folder: Path, name: str, alias: str, tags: Mapping[str, str]
+    store: TrackingStore,
+    run_id: str,
+    model_folder: Path,
+    name: str,
+    alias: str,
+    tags: Mapping[str, str],
+    card: Card | None = None,
 ) -> Registered:
     """Logs the model to its run and registers it as a new version of `name`, with tags and the alias.
 
-    Weights that the run has registered already keep their version, so that a rerun adds none.
+    Weights that the run has registered already with this card keep their version, so that a rerun adds none.
     """
     client = store.client()
     weights_sha256 = sha256_file(model_folder / "model.safetensors")
-    version = _known_version(client, name, run_id, weights_sha256)
+    hashes = {"weights_sha256": weights_sha256, **({"card_sha256": card.sha256} if card else {})}
+    version = _known_version(client, name, run_id, hashes)
     if version is None:
         with mlflow.start_run(run_id=run_id), tempfile.TemporaryDirectory() as folder:
             served = Path(folder) / _ARTIFACT
             shutil.copytree(model_folder, served, ignore=shutil.ignore_patterns(TRAINER_STATE_NAME))
+            if card:
+                (served / CARD_NAME).write_text(card.readme, encoding="utf-8")
             logged = mlflow.pyfunc.log_model(
                 name=_ARTIFACT,
                 python_model=serving.__file__,
@@ -85,8 +109,10 @@ def register(
                 input_example=_input_example(),
                 pip_requirements=_pinned_requirements(),
             )
-            # The hash is there from the first moment: a rerun after a kill finds this version by it.
-            version = mlflow.register_model(logged.model_uri, name, tags={"weights_sha256": weights_sha256})
+            # The hashes are there from the first moment: a rerun after a kill finds this version by them.
+            version = mlflow.register_model(logged.model_uri, name, tags=hashes)
+    if card:
+        client.update_model_version(name, version.version, card.description)
     for key, value in tags.items():
         client.set_model_version_tag(name, version.version, key, value)
     client.set_registered_model_alias(name, alias, version.version)
@@ -100,9 +126,9 @@ def _input_example() -> pd.DataFrame:
     return pd.DataFrame({"audio": [flac], "text": ["A calm, quiet voice."]})
 
 
-def _known_version(client: Any, name: str, run_id: str, weights_sha256: str) -> ModelVersion | None:
+def _known_version(client: Any, name: str, run_id: str, hashes: Mapping[str, str]) -> ModelVersion | None:
     versions = client.search_model_versions(f"name='{name}'")
-    return next((v for v in versions if v.run_id == run_id and v.tags.get("weights_sha256") == weights_sha256), None)
+    return next((v for v in versions if v.run_id == run_id and hashes.items() <= v.tags.items()), None)
 
 
 def _pinned_requirements() -> list[str]:

@@ -15,6 +15,7 @@ import yaml
 
 from psclap.errors import ConfigError, PsclapError
 from psclap.files import atomic_file
+from psclap.licences import LICENCE_RULE, OTHER, is_licence
 from psclap.schema import CaptionSet, Split
 from psclap.strict import above, at_least, between, from_mapping, not_empty
 from psclap.tags import ATTRIBUTES
@@ -291,11 +292,26 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class RegisterConfig:
-    """Registered models are named `{name_prefix}-{variant}`; the newest version gets the alias."""
+    """Registered models are named `{name_prefix}-{variant}`; the newest version gets the alias.
+
+    `license` is what the model card says the weights may be used under: a licence of the Hugging Face Hub. Where that
+    is `other`, `license_name` and `license_link` say which.
+    """
 
     experiment: str
     name_prefix: str
     alias: str
+    license: str = field(metadata={"rule": (is_licence, LICENCE_RULE)})
+    license_name: str | None = None
+    license_link: str | None = None
+
+    def __post_init__(self) -> None:
+        named = [name for name in ("license_name", "license_link") if getattr(self, name) is not None]
+        if named and self.license != OTHER:
+            raise ConfigError(
+                f"license {self.license!r} has its name and text on the Hub: set {' and '.join(named)} to null, "
+                "or license to other"
+            )
 
 
 @dataclass(frozen=True)

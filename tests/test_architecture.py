@@ -15,11 +15,11 @@ PACKAGES = ("psclap", "pipelines", "stages")
 FLOORS = (
     {
         *("errors", "files", "parallel", "strict", "schema", "config", "tags", "markdown", "storage", "distributed"),
-        *("audio", "decoding", "containers", "loudness", "startup"),
+        *("audio", "decoding", "containers", "loudness", "startup", "licences"),
     },
     {"models", "model_config", "registration", "remote_code", "losses", "metrics"},
     {"corpora", "shards", "soundness", "sampling", "loader"},
-    {"training", "evaluation", "embedding", "export", "search", "tts"},
+    {"training", "evaluation", "embedding", "export", "search", "tts", "model_card"},
     {"__init__", "cli", "cli_checkpoint", "cli_data", "cli_export"},
 )
 HEAVY = {"ray", "mlflow", "dvc"}

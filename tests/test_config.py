@@ -45,6 +45,7 @@ BAD_VALUES = [
     ("evaluate.split", "dev", "must be one of train, val, test"),
     ("evaluate.attributes", [], "must name at least one"),
     ("register.alias", None, "must be text"),
+    ("register.license", "gratis", "must be a licence of the Hugging Face Hub or its SPDX identifier, such as mit"),
     ("embed.variant", "speaker", "must be one of the variants"),
     ("register", "psclap", "is not a section; it must hold the keys experiment, name_prefix, alias"),
     ("shard.max_sample_per_shard", 3, "unknown key (value 3); did you mean 'max_samples_per_shard'?"),

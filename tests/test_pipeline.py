@@ -11,12 +11,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
 
 from psclap.embedding import Embedder
 
@@ -165,13 +168,12 @@ def test_runs_and_models_are_on_the_server(project: Project, server: str) -> Non
         version = client.get_model_version_by_alias(f"psclap-{variant}", "champion")
         assert version.run_id == run.info.run_id
         assert version.tags["combined/audio_to_text/R_at_10"] == f"{metrics['R@10']:.4f}"
+        check_card(project, variant, server, version)
 
 
 def test_the_registered_model_answers_as_a_pyfunc(
     project: Project, server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import mlflow
-
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
     mlflow.set_tracking_uri(server)
     model = mlflow.pyfunc.load_model("models:/psclap-combined@champion")
@@ -198,6 +200,19 @@ def test_an_experiment_reruns_only_what_depends_on_it(project: Project) -> None:
     output = project.run("dvc", "exp", "run", "-S", "train.combined.learning_rate=0.0005")
     ran = {line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")}
     assert ran == {"train@combined", "evaluate@combined", "register@combined", "embed", "compare"}
+
+
+def test_another_licence_only_registers_again(project: Project) -> None:
+    params = project.folder / "params.yaml"
+    before = params.read_text()
+    params.write_text(before.replace("license: mit", "license: apache-2.0"))
+    try:
+        output = project.run("dvc", "repro", "--dry")
+    finally:
+        params.write_text(before)
+    ran = {line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")}
+    assert ran >= {"register@intrinsic", "register@situational", "register@combined"}
+    assert ran <= {"register@intrinsic", "register@situational", "register@combined", "embed"}
 
 
 @pytest.fixture
@@ -287,6 +302,20 @@ def test_dvc_repro_goes_on_with_an_interrupted_training(project: Project) -> Non
     finally:
         params.write_text(before)
     assert "going on from step" in output
+
+
+def check_card(project: Project, variant: str, server: str, version: ModelVersion) -> None:
+    """The version's folder holds the card that lies beside registered/VARIANT.json, with the evaluation's numbers."""
+    card = ModelCard.load(project.folder / f"registered/{variant}.md")
+    source = MlflowClient(server).get_model_version_download_uri(version.name, version.version)
+    (found,) = Path(mlflow.artifacts.download_artifacts(source, tracking_uri=server)).rglob("model/README.md")
+    assert found.read_text() == (project.folder / f"registered/{variant}.md").read_text()
+    for result in card.data.eval_results:
+        if result.task_type == "audio-to-text-retrieval":
+            numbers = project.json(f"metrics/{variant}/{result.dataset_config}.json")["audio_to_text"]
+            assert result.metric_value == numbers[result.metric_name]
+    assert f"`{version.run_id}`" in card.text
+    assert version.description in card.text
 
 
 def check_run(client: MlflowClient, run_id: str) -> None:
