@@ -109,7 +109,7 @@ def config_check(path: Annotated[Path, typer.Argument(help="A params file.")] = 
     """Check a params file without running anything; no network is needed."""
     from psclap.config import load_params
     from psclap.corpora import build_corpus
-    from psclap.models.build import check_encoders
+    from psclap.models.choice import check_encoders
 
     params = load_params(path)
     build_corpus(params.corpus.name, params.corpus.options)

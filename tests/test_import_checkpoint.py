@@ -22,8 +22,8 @@ from transformers import AutoModel, WavLMConfig, XLMRobertaConfig
 
 from psclap.embedding import Embedder
 from psclap.errors import PsclapError
-from psclap.models.build import train_tokenizer
 from psclap.models.import_checkpoint import import_checkpoint
+from psclap.models.tokenizer import train_tokenizer
 
 CAPTIONS = ("A husky man.", "A British woman speaks slowly, and in a rather deep voice.", "Who is it?")
 XLM_R = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}

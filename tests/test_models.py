@@ -12,11 +12,13 @@ from transformers import AutoConfig, AutoModel, Wav2Vec2FeatureExtractor
 
 from psclap.config import EncoderConfig, ModelConfig, parse_params
 from psclap.errors import CheckpointError, PsclapError
-from psclap.models.build import build_model, check_encoders, load_model, train_tokenizer
+from psclap.models.build import build_model, load_model
+from psclap.models.choice import check_encoders
 from psclap.models.dual_encoder import ParaSpeechCLAPModel
 from psclap.models.pooling import pool
 from psclap.models.processor import ParaSpeechCLAPProcessor
 from psclap.models.projection import Projection
+from psclap.models.tokenizer import train_tokenizer
 
 TEXTS = ["A raspy, low-pitched man speaks slowly.", "A woman whispers.", "The voice is loud and fast."]
 

@@ -14,7 +14,7 @@ from transformers.models.wavlm import modeling_wavlm as original
 from psclap.errors import PsclapError
 from psclap.models import wavlm
 from psclap.models.dual_encoder import ParaSpeechCLAPModel
-from psclap.models.encoders import _leaves_padding_out
+from psclap.models.encoders import leaves_padding_out
 from psclap.models.logmel_conv import LogMelConvModel
 
 
@@ -24,7 +24,7 @@ def make_plain(model: ParaSpeechCLAPModel) -> None:
     WavLM goes back to transformers' own classes, but for its norm over time, which stays masked.
     """
     encoder = model.audio_model
-    if not _leaves_padding_out(encoder):
+    if not leaves_padding_out(encoder):
         raise PsclapError(
             f"the speech encoder {encoder.config.model_type} runs clips of one length at a time, which ONNX cannot; "
             "export the model as bf16"
@@ -77,7 +77,7 @@ class _GroupNormConvLayer(original.WavLMGroupNormConvLayer):
 
 
 _PLAIN: dict[type[nn.Module], type[nn.Module]] = {
-    **{faster: theirs for theirs, faster in wavlm._FASTER.items() if faster is not wavlm.WavLM},
+    **{faster: theirs for theirs, faster in wavlm.FASTER.items() if faster is not wavlm.WavLM},
     wavlm.FeatureEncoder: _FeatureEncoder,
     wavlm.GroupNormConvLayer: _GroupNormConvLayer,
     LogMelConvModel: _LogMel,

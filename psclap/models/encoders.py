@@ -30,7 +30,7 @@ def encode_speech(
     encoder: PreTrainedModel, inputs: torch.Tensor, mask_BT: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Waves (B, T), or features, and their mask to (B, F, H) frames and the (B, F) mask of the valid ones."""
-    if not _leaves_padding_out(encoder):
+    if not leaves_padding_out(encoder):
         return _by_length(encoder, inputs, mask_BT)
     frames_BFH = _run(encoder, inputs, mask_BT)
     return frames_BFH, _frame_mask(encoder, frames_BFH.shape[1], mask_BT)
@@ -47,7 +47,7 @@ def _frame_mask(encoder: PreTrainedModel, num_frames: int, mask_BT: torch.Tensor
     return mask_BT[:, :: mask_BT.shape[1] // num_frames]
 
 
-def _leaves_padding_out(encoder: PreTrainedModel) -> bool:
+def leaves_padding_out(encoder: PreTrainedModel) -> bool:
     """Whether a frame is the same whatever padding follows the clip.
 
     Of encoders of waves that holds where the first convolution normalises over channels: wav2vec 2.0 base and HuBERT

@@ -20,7 +20,7 @@ from psclap.config import PRESETS_FOLDER, EncoderConfig, ModelConfig, load_param
 from psclap.errors import CheckpointError
 from psclap.files import atomic_folder, check_folder_writable, share_files
 from psclap.model_config import ParaSpeechCLAPConfig
-from psclap.models.build import _encoder_config, _tokenizer, feature_extractor
+from psclap.models.choice import encoder_config_of, feature_extractor_for, tokenizer_for
 from psclap.models.dual_encoder import ParaSpeechCLAPModel
 from psclap.models.processor import ParaSpeechCLAPProcessor
 from psclap.models.quiet import no_progress_bars
@@ -91,8 +91,8 @@ def _empty_model(
 ) -> tuple[ParaSpeechCLAPModel, ParaSpeechCLAPProcessor]:
     """The published model, whose tensors have shapes but no memory, and its processor."""
     config = _published(speech_encoder, text_encoder)
-    audio_config, text_config = _encoder_config(config.speech), _encoder_config(config.text)
-    tokenizer = _tokenizer(config, ())
+    audio_config, text_config = encoder_config_of(config.speech), encoder_config_of(config.text)
+    tokenizer = tokenizer_for(config, ())
     _check_vocabulary(tokenizer, text_config.vocab_size, text_encoder)
     dual_config = ParaSpeechCLAPConfig(
         audio_config=audio_config,
@@ -106,7 +106,7 @@ def _empty_model(
     )
     with torch.device("meta"):
         model = ParaSpeechCLAPModel(dual_config)
-    extractor = feature_extractor(audio_config, speech_encoder, SAMPLE_RATE_HZ, config.normalise_audio)
+    extractor = feature_extractor_for(audio_config, speech_encoder, SAMPLE_RATE_HZ, config.normalise_audio)
     return model, ParaSpeechCLAPProcessor(extractor, tokenizer)
 
 

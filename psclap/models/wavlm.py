@@ -38,7 +38,7 @@ def accelerate(model: nn.Module) -> None:
     for wavlm in model.modules():
         if isinstance(wavlm, original.WavLMModel):
             for part in wavlm.modules():
-                part.__class__ = _FASTER.get(type(part), type(part))
+                part.__class__ = FASTER.get(type(part), type(part))
 
 
 class Dropout(nn.Dropout):
@@ -202,7 +202,7 @@ def _on_eager_cpu(tensor: torch.Tensor) -> bool:
 # The other kernels of scaled-dot-product attention give the bias no gradient.
 _WITH_BIAS_GRADIENT = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
-_FASTER = {
+FASTER = {
     nn.Dropout: Dropout,
     original.WavLMAttention: Attention,
     original.WavLMModel: WavLM,

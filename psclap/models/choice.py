@@ -1,0 +1,127 @@
+"""What a ModelConfig chooses: encoders, fresh or pretrained, and what goes before them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoModel,
+    AutoTokenizer,
+    FeatureExtractionMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    SeamlessM4TFeatureExtractor,
+    WhisperFeatureExtractor,
+)
+
+from psclap.config import EncoderConfig, ModelConfig
+from psclap.errors import PsclapError
+from psclap.model_config import encoder_config
+from psclap.models.encoders import encoder_of, new_encoder
+from psclap.models.feature_extractor import ParaSpeechCLAPFeatureExtractor
+from psclap.models.tokenizer import as_text_tokenizer, train_tokenizer
+
+_MAY_BE_MISSING = ("pooler.", "masked_spec_embed")  # parts that we do not use
+
+
+def encoder_config_of(encoder: EncoderConfig) -> PreTrainedConfig:
+    config = _pretrained(AutoConfig, encoder.pretrained) if encoder.pretrained else _fresh_config(encoder)
+    # Layers and inputs dropped at random are no part of the published recipe.
+    for name, value in {"layerdrop": 0.0, "encoder_layerdrop": 0.0, "apply_spec_augment": False}.items():
+        if hasattr(config, name):
+            setattr(config, name, value)
+    return config
+
+
+def _fresh_config(encoder: EncoderConfig) -> PreTrainedConfig:
+    """The configuration of an encoder without pretrained weights. Raises PsclapError for unknown keys."""
+    assert encoder.config is not None  # EncoderConfig has checked it
+    model_type = encoder.config["model_type"]
+    try:
+        known, config = encoder_config(model_type), encoder_config(**encoder.config)
+    except (ValueError, TypeError) as error:
+        raise PsclapError(f"model: no encoder can be made from {dict(encoder.config)}: {error}") from error
+    unknown = sorted(key for key in encoder.config if not hasattr(known, key))
+    if unknown:  # transformers itself would keep them without a word
+        raise PsclapError(f"model: {model_type} has no settings {unknown}; correct them in the encoder's config")
+    return config
+
+
+def check_encoders(config: ModelConfig) -> None:
+    """Raises PsclapError for a fresh encoder's config that transformers does not know; needs no network."""
+    for encoder in (config.speech, config.text):
+        if encoder.pretrained is None:
+            _fresh_config(encoder)
+
+
+def encoder_for(encoder: EncoderConfig, config: PreTrainedConfig) -> PreTrainedModel:
+    if encoder.pretrained is None:
+        return new_encoder(config)
+    # fp32 whatever the stored type: the published recipe trains in it, and both towers must agree.
+    model, info = _pretrained(
+        AutoModel, encoder.pretrained, config=config, dtype=torch.float32, output_loading_info=True
+    )
+    lacking = sorted(key for key in info["missing_keys"] if not key.startswith(_MAY_BE_MISSING))
+    lacking += sorted(map(str, info["mismatched_keys"]))
+    if lacking:
+        raise PsclapError(
+            f"model: the weights of {encoder.pretrained!r} lack {len(lacking)} of the model's tensors, such as "
+            f"{lacking[0]}; they would be random: fetch the folder again or correct its config.json"
+        )
+    return encoder_of(model)
+
+
+def _pretrained(auto_class: type, name: str, **kwargs):  # type: ignore[no-untyped-def]
+    try:
+        return auto_class.from_pretrained(name, **kwargs)  # type: ignore[attr-defined]
+    except (OSError, ValueError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise PsclapError(
+            f"model: {name!r} cannot be loaded ({first_line}); give a model of the Hub, "
+            "which needs a network or a filled cache, or the path of a local folder"
+        ) from error
+
+
+def tokenizer_for(config: ModelConfig, texts: Iterable[str]) -> PreTrainedTokenizerBase:
+    if config.text.pretrained is not None:
+        tokenizer = _pretrained(AutoTokenizer, config.text.pretrained)
+        return as_text_tokenizer(tokenizer, config.max_text_tokens)
+    assert config.tokenizer_vocab_size is not None  # ModelConfig has checked it
+    return train_tokenizer(texts, config.tokenizer_vocab_size, config.max_text_tokens)
+
+
+def feature_extractor_for(
+    config: PreTrainedConfig, pretrained: str | None, sample_rate_hz: int, normalise: bool
+) -> ParaSpeechCLAPFeatureExtractor:
+    """What a speech encoder takes its waves through. Raises PsclapError for a rate that its features are not of."""
+    if hasattr(config, "conv_kernel") and hasattr(config, "conv_stride"):  # an encoder of waves
+        num_samples = 1
+        for taps, stride in reversed(list(zip(config.conv_kernel, config.conv_stride, strict=True))):
+            num_samples = (num_samples - 1) * stride + taps
+        return ParaSpeechCLAPFeatureExtractor(sample_rate_hz, normalise, num_samples / sample_rate_hz)
+    make_features = _FEATURES.get(config.model_type)
+    if make_features is None:
+        return ParaSpeechCLAPFeatureExtractor(sample_rate_hz, normalise)
+    features = _pretrained(AutoFeatureExtractor, pretrained) if pretrained else make_features(config)
+    if features.sampling_rate != sample_rate_hz:
+        raise PsclapError(
+            f"model.speech: {config.model_type} hears {features.sampling_rate} Hz and the shards hold "
+            f"{sample_rate_hz} Hz; set shard.sample_rate_hz to {features.sampling_rate}"
+        )
+    longest_s = getattr(features, "chunk_length", None)
+    return ParaSpeechCLAPFeatureExtractor(sample_rate_hz, False, _MIN_MEL_DURATION_S, longest_s, features.to_dict())
+
+
+_MIN_MEL_DURATION_S = 0.05  # two steps of the encoder, whose features are normalised over a clip's frames
+_FEATURES: Mapping[str, Callable[[Any], FeatureExtractionMixin]] = {
+    "whisper": lambda config: WhisperFeatureExtractor(
+        config.num_mel_bins, chunk_length=config.max_source_positions * 2 * 160 // 16000
+    ),
+    "wav2vec2-bert": lambda config: SeamlessM4TFeatureExtractor(config.feature_projection_input_dim // 2),
+}
+"""The features of encoders that take no waves, by model type, where there is no pretrained one to ask."""
