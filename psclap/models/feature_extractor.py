@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import transformers
 from transformers import BatchFeature, FeatureExtractionMixin
+from transformers.audio_utils import load_audio
 
 from psclap.errors import PsclapError
 
@@ -52,26 +53,32 @@ class ParaSpeechCLAPFeatureExtractor(FeatureExtractionMixin):
 
     def __call__(
         self,
-        audio: np.ndarray | torch.Tensor | Sequence[Any],
+        audio: Any,
         sampling_rate: int | None = None,
         return_tensors: str | None = None,
         **_: Any,
     ) -> BatchFeature:
-        """One mono wave or several to a BatchFeature. Clips are always padded to the longest, and never cut.
+        """One clip, or a list of them, to a BatchFeature. Clips are always padded to the longest, and never cut.
 
-        Raises PsclapError (a ValueError) for another rate, for what is not mono, and for clips too short or too long.
+        A clip is a mono wave of floats, or a path or URL, which transformers then decodes. Raises PsclapError
+        (a ValueError) for a wave of another rate, shape or type, and for clips too short or too long.
         """
         if sampling_rate is not None and sampling_rate != self.sampling_rate:
             raise PsclapError(
                 f"the model hears {self.sampling_rate} Hz and the audio has {sampling_rate} Hz; resample it, "
                 "or let psclap's Embedder do so"
             )
-        several = audio if isinstance(audio, (list, tuple)) and np.ndim(audio[0]) else [audio]
-        waves = [np.asarray(wave, np.float32) for wave in several]
-        for wave in waves:
-            if wave.ndim != 1:
-                raise PsclapError(f"a wave has the shape {wave.shape}; give mono waves of shape (num_samples,)")
-        return BatchFeature(self.batch(waves), tensor_type=return_tensors)
+        several = audio if isinstance(audio, (list, tuple)) and not isinstance(audio[0], float) else [audio]
+        return BatchFeature(self.batch([self._wave(one) for one in several]), tensor_type=return_tensors)
+
+    def _wave(self, audio: Any) -> np.ndarray:
+        wave = load_audio(audio, self.sampling_rate) if isinstance(audio, str) else np.asarray(audio)
+        if wave.ndim != 1 or wave.dtype.kind != "f":
+            raise PsclapError(
+                f"a wave has the shape {wave.shape} and the type {wave.dtype}; give mono waves of floats in [-1, 1], "
+                "of shape (num_samples,)"
+            )
+        return wave.astype(np.float32, copy=False)
 
     def batch(self, waves: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
         """Mono float32 waves at `sampling_rate` to `input_values` (B, T), or `input_features`, and their mask.

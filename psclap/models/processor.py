@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,15 +23,17 @@ class ParaSpeechCLAPProcessor(ProcessorMixin):
         audio: Any = None,
         sampling_rate: int | None = None,
         return_tensors: str | None = None,
+        audio_kwargs: Mapping[str, Any] | None = None,
         **_: Any,
     ) -> BatchFeature:
-        """Texts, mono waves or both to the model's arguments; both are padded to the longest.
+        """Texts, clips or both to the model's arguments; both are padded to the longest.
 
-        Texts are cut at the model's length, waves never. Raises PsclapError as the feature extractor does.
+        Texts are cut at the model's length, clips never. `audio_kwargs` may hold the sampling rate, as in transformers'
+        processors. Raises PsclapError as the feature extractor does.
         """
         inputs: dict[str, Any] = {}
         if audio is not None:
-            inputs |= self.feature_extractor(audio, sampling_rate=sampling_rate)
+            inputs |= self.feature_extractor(audio, **{"sampling_rate": sampling_rate, **(audio_kwargs or {})})
         if text is not None:
             inputs |= self.texts([text] if isinstance(text, str) else text)
         if not inputs:
