@@ -19,7 +19,7 @@ FLOORS = (
     },
     {"models", "losses", "metrics"},
     {"corpora", "shards", "soundness", "sampling", "loader"},
-    {"training", "evaluation", "embedding", "search", "tts"},
+    {"training", "evaluation", "embedding", "serving", "search", "tts"},
     {"__init__", "cli", "cli_data"},
 )
 HEAVY = {"ray", "mlflow", "dvc"}
