@@ -20,6 +20,8 @@ from psclap.models.fetch import fetch
 from psclap.storage import redacted
 
 T = TypeVar("T")
+MIN_DURATION_S = 0.025
+"""One frame of WavLM and its like."""
 AudioSource = Path | str | bytes | BinaryIO
 
 
@@ -74,13 +76,13 @@ class Embedder:
         """(N, D) embeddings of mono waves (num_samples,), whole, in order.
 
         `sample_rate_hz` is the rate of all of them, the model's where None. Raises PsclapError that names the wave
-        which is not 1-D, not of floats, empty, or not finite.
+        which is not 1-D, not of floats, not finite, or shorter than MIN_DURATION_S.
         """
         rate_hz = self.sample_rate_hz if sample_rate_hz is None else sample_rate_hz
         if rate_hz <= 0:
             raise PsclapError(f"sample_rate_hz {rate_hz!r} must be a positive number of samples a second")
         return self._embed_waves(
-            audio.resample(_checked(wave, f"waves[{number}]"), rate_hz, self.sample_rate_hz)
+            self._heard(_checked(wave, f"waves[{number}]"), rate_hz, f"waves[{number}]")
             for number, wave in enumerate(waves)
         )
 
@@ -89,7 +91,21 @@ class Embedder:
 
         Raises PsclapError that names the file which cannot be read or decoded, and why.
         """
-        return self._embed_waves(self._load(source, number) for number, source in enumerate(_listed(sources)))
+        return self._embed_waves(
+            self.load(source, redacted(str(source)) if isinstance(source, (str, Path)) else f"sources[{number}]")
+            for number, source in enumerate(_listed(sources))
+        )
+
+    def load(self, source: AudioSource, name: str, max_duration_s: float | None = None) -> np.ndarray:
+        """(num_samples,) the wave of an audio file at the model's rate, as `embed_files` embeds it.
+
+        Raises PsclapError that begins with `name` where it cannot be decoded, or is too short or too long.
+        """
+        try:
+            wave = audio.load(source, self.sample_rate_hz, max_duration_s=max_duration_s)
+        except AudioError as error:
+            raise PsclapError(f"{name}: {error}") from error
+        return self._heard(wave, self.sample_rate_hz, name)
 
     def embed_text(self, texts: Iterable[str]) -> np.ndarray:
         """(N, D) embeddings of texts, in order."""
@@ -138,12 +154,13 @@ class Embedder:
         columns = {name: column for name, column in batch.items() if name != "audio"}
         return {**columns, "embedding": self.embed_files(list(batch["audio"]))}
 
-    def _load(self, source: AudioSource, number: int) -> np.ndarray:
-        try:
-            return audio.load(source, self.sample_rate_hz)
-        except AudioError as error:
-            name = redacted(str(source)) if isinstance(source, (str, Path)) else f"sources[{number}]"
-            raise PsclapError(f"{name}: {error}") from error
+    def _heard(self, wave: np.ndarray, rate_hz: int, name: str) -> np.ndarray:
+        """The wave at the model's rate; of shorter ones some encoders make no frame."""
+        wave = audio.resample(wave, rate_hz, self.sample_rate_hz)
+        if len(wave) < MIN_DURATION_S * self.sample_rate_hz:
+            duration_s = len(wave) / self.sample_rate_hz
+            raise PsclapError(f"{name}: too short: it has {duration_s:.4f} s, the least is {MIN_DURATION_S} s")
+        return wave
 
     def _embed_waves(self, waves: Iterable[np.ndarray]) -> np.ndarray:
         return self._embed(waves, self.processor.waves, self.model.embed_audio)

@@ -36,7 +36,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from psclap import audio, storage
+from psclap import storage
 from psclap.embedding import Classified, Embedder
 from psclap.errors import PsclapError
 from psclap.metrics import check_finite
@@ -171,13 +171,14 @@ class Service:
         return self._embedder.embed_audio(waves)
 
     def _load(self, row: int, read: Callable[[], bytes]) -> np.ndarray:
+        name = f"row {row}: audio"
         try:
-            rate_hz = self._embedder.sample_rate_hz
-            return audio.load(read(), rate_hz, max_duration_s=self._limits.max_duration_s)
+            data = read()
         except FileNotFoundError as error:
-            raise PsclapError(f"row {row}: audio: missing: there is no such file for this server") from error
+            raise PsclapError(f"{name}: missing: there is no such file for this server") from error
         except PsclapError as error:
-            raise PsclapError(f"row {row}: audio: {error}") from error
+            raise PsclapError(f"{name}: {error}") from error
+        return self._embedder.load(data, name, self._limits.max_duration_s)
 
 
 def _is_text(value: Any) -> bool:
