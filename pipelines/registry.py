@@ -107,6 +107,8 @@ def register(
             )
             # The hash is there from the first moment: a rerun after a kill finds this version by it.
             version = mlflow.register_model(logged.model_uri, name, tags={"weights_sha256": weights_sha256})
+    if client.get_run(run_id).info.status == "RUNNING":  # whoever logged the model was killed then
+        client.set_terminated(run_id)
     for key, value in tags.items():
         client.set_model_version_tag(name, version.version, key, value)
     if alias is not None:
@@ -193,7 +195,7 @@ def fetch_model(uri: str, tracking_folder: Path = Path("mlflow")) -> Path:
         )
     store = TrackingStore.at(tracking_folder)
     try:
-        folder = _downloaded(store, _version(store.client(), **match.groupdict()))
+        folder = _downloaded(store, **match.groupdict())
     except (MlflowException, OSError) as error:
         raise PsclapError(
             f"{uri} is not to be had from the registry {store} ({redacted(str(error))}); "
@@ -202,20 +204,16 @@ def fetch_model(uri: str, tracking_folder: Path = Path("mlflow")) -> Path:
     return _model_inside(folder, uri)
 
 
-def _version(client: Any, name: str, version: str | None, alias: str | None) -> ModelVersion:
-    if alias is not None:
-        return client.get_model_version_by_alias(name, alias)
-    return client.get_model_version(name, version)
-
-
-def _downloaded(store: TrackingStore, version: ModelVersion) -> Path:
-    """The folder of a version: where it lies in the embedded store, else in the cache."""
-    uri = f"models:/{version.name}/{version.version}"
-    if store.artifact_location is not None:
+def _downloaded(store: TrackingStore, name: str, version: str | None, alias: str | None) -> Path:
+    """The folder of a version: where it lies if that is on this machine, else in the cache."""
+    client = store.client()
+    found = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, version)
+    uri = f"models:/{name}/{found.version}"
+    if client.get_model_version_download_uri(name, found.version).startswith(("file:", "/")):
         return Path(mlflow.artifacts.download_artifacts(uri))
     # A version of this name may be deleted and made anew; its source has an id.
-    identity = hashlib.sha256(f"{store} {uri} {version.source}".encode()).hexdigest()[:16]
-    target = cache_folder() / "models" / f"{version.name}-{version.version}-{identity}"
+    identity = hashlib.sha256(f"{store} {uri} {found.source}".encode()).hexdigest()[:16]
+    target = cache_folder() / "models" / f"{name}-{found.version}-{identity}"
     target.parent.mkdir(parents=True, exist_ok=True)
     with (target.parent / "download.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
