@@ -106,8 +106,9 @@ def _open_bounded(location: str) -> Any:
         return open(location, "rb")
     filesystem, path = resolve(location)
     if location.lower().startswith(("http://", "https://")):
-        # As a stream: asked for a range, a server may still send everything, and fsspec would take it.
-        return filesystem.open(path, "rb", block_size=0)
+        # As a stream: asked for a range, a server may still send everything, and fsspec would take it. With a size,
+        # whatever it is, fsspec does not ask for it first, which would make every failure a missing file.
+        return filesystem.open(path, "rb", block_size=0, size=1)
     return filesystem.open(path, "rb")
 
 
