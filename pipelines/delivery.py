@@ -146,11 +146,7 @@ def _batches(journal: Journal, offset: int) -> Iterator[_Batch]:
 def _find_or_create(client: MlflowClient, store: TrackingStore, journal: Journal) -> tuple[str, int]:
     """The id of the journal's run, and the bytes of the journal that it holds."""
     run = journal.run
-    experiment = client.get_experiment_by_name(run.experiment)
-    if experiment:
-        experiment_id = experiment.experiment_id
-    else:
-        experiment_id = client.create_experiment(run.experiment, artifact_location=store.artifact_location)
+    experiment_id = store.experiment_id(run.experiment)
     found = client.search_runs([experiment_id], f"tags.`{RUN_TAG}` = '{run.uuid}'")
     if not found:
         found = [client.create_run(experiment_id, run.created_ms, {RUN_TAG: run.uuid}, run.name)]

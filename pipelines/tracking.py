@@ -62,6 +62,14 @@ class TrackingStore:
         mlflow.set_registry_uri(self.uri)
         return MlflowClient(self.uri)
 
+    def experiment_id(self, name: str) -> str:
+        """The id of the experiment of a name, made where there is none yet."""
+        client = self.client()
+        experiment = client.get_experiment_by_name(name)
+        if experiment:
+            return experiment.experiment_id
+        return client.create_experiment(name, artifact_location=self.artifact_location)
+
     def log_metrics(self, run_id: str, step: int, metrics: Mapping[str, float]) -> None:
         """Metrics of a run that is here already."""
         now_ms = int(time.time() * 1000)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +13,7 @@ import typer
 from psclap.cli_checkpoint import checkpoint_app
 from psclap.cli_data import data_app
 from psclap.cli_export import export_app
-from psclap.errors import AudioError, PsclapError
+from psclap.errors import PsclapError
 from psclap.startup import uncollected_imports
 
 if TYPE_CHECKING:
@@ -30,8 +28,8 @@ app.add_typer(data_app, name="data")
 app.add_typer(checkpoint_app)
 app.add_typer(export_app)
 
-Audio = Annotated[list[Path], typer.Argument(help="Audio files of any rate (wav, flac, ogg, mp3).")]
-Model = Annotated[str, typer.Option(help="A checkpoint folder, or models:/NAME/VERSION or models:/NAME@ALIAS.")]
+Audio = Annotated[list[str], typer.Argument(help="Audio files or URLs, of any kind and rate.")]
+Model = Annotated[str, typer.Option(help="A checkpoint folder, a models:/ URI, or a name on the Hub.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -43,10 +41,9 @@ def score(
     as_json: AsJson = False,
 ) -> None:
     """Cosine of every audio file with every caption."""
-    embedder = _embedder(model)
-    cosines = _embed_files(embedder, audio) @ embedder.embed_text(text).T
+    cosines = _embedder(model).score(audio, text)
     rows = [
-        {"audio": str(path), "text": caption, "score": round(float(cosine), 4)}
+        {"audio": path, "text": caption, "score": round(float(cosine), 4)}
         for path, of_path in zip(audio, cosines, strict=True)
         for caption, cosine in zip(text, of_path, strict=True)
     ]
@@ -57,23 +54,44 @@ def score(
 def classify(
     audio: Audio,
     tags: Annotated[str, typer.Option(help="Tags separated by commas, or an attribute's name, such as texture.")],
+    ensemble: Annotated[bool, typer.Option("--ensemble", help="Average over all wordings of a tag.")] = False,
     model: Model = DEFAULT_MODEL,
     as_json: AsJson = False,
 ) -> None:
     """The nearest of the candidate tags for every audio file, with the cosines of all."""
-    from psclap.evaluation.classification import classify as nearest
-    from psclap.tags import default_prompt, resolve_candidates
+    from psclap.tags import resolve_candidates
 
     candidates = resolve_candidates(name.strip() for name in tags.split(",") if name.strip())
-    embedder = _embedder(model)
-    speech = _embed_files(embedder, audio)
-    prompts = embedder.embed_text([default_prompt(tag) for tag in candidates])
     rows = [
-        {"audio": str(path), "tag": candidates[best]}
-        | {tag: round(float(cosine), 4) for tag, cosine in zip(candidates, cosines, strict=True)}
-        for path, best, cosines in zip(audio, nearest(speech, prompts), speech @ prompts.T, strict=True)
+        {"audio": path, "tag": found.tag} | {tag: round(cosine, 4) for tag, cosine in found.scores.items()}
+        for path, found in zip(audio, _embedder(model).classify(audio, candidates, ensemble), strict=True)
     ]
     _print(rows, as_json)
+
+
+@app.command()
+def pull(
+    model: Annotated[str, typer.Argument(help="models:/NAME/VERSION, models:/NAME@ALIAS, or a name on the Hub.")],
+    folder: Annotated[Path, typer.Argument(help="The folder to make.")],
+) -> None:
+    """Copy a model to a folder, which transformers and psclap load."""
+    from psclap.models import fetch
+
+    fetch.pull(model, folder)
+    typer.echo(f"{model} is in {folder}")
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="A checkpoint folder, trained here or not.")],
+    name: Annotated[str, typer.Argument(help="The registered model that it becomes a version of.")],
+    alias: Annotated[str | None, typer.Option(help="An alias for the version, such as champion.")] = None,
+) -> None:
+    """Register a checkpoint folder as a new version of a model."""
+    from psclap.models import fetch
+
+    uri = fetch.push(folder, name, alias)
+    typer.echo(f"{folder} is {uri}" + (f", {name}@{alias}" if alias else ""))
 
 
 @app.command()
@@ -131,33 +149,10 @@ def config_use(
 
 
 def _embedder(model: str) -> Embedder:
-    folder = _fetch(model) if ":/" in model else Path(model)
     with uncollected_imports():
         from psclap.embedding import Embedder
 
-    return Embedder(folder)
-
-
-def _fetch(uri: str) -> Path:
-    """The local folder of a model URI. Who can fetch which scheme is looked up among the installed packages,
-    for the library itself knows no registry.
-    """
-    scheme = uri.split(":/", 1)[0]
-    for fetcher in importlib.metadata.entry_points(group="psclap.model_fetchers", name=scheme):
-        return fetcher.load()(uri)
-    raise PsclapError(f"no installed package can fetch {uri!r}; give a checkpoint folder or a models:/ URI")
-
-
-def _embed_files(embedder: Embedder, paths: Sequence[Path]) -> Any:
-    from psclap import audio
-
-    def load(path: Path) -> Any:
-        try:
-            return audio.load(path, embedder.sample_rate_hz)
-        except AudioError as error:
-            raise PsclapError(f"{path}: {error}") from error
-
-    return embedder.embed_audio(load(path) for path in paths)
+    return Embedder(model)
 
 
 def _print(rows: list[dict[str, Any]], as_json: bool) -> None:

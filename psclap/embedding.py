@@ -1,30 +1,51 @@
-"""The Embedder: loads a model once, then maps speech and texts to vectors of one space."""
+"""The Embedder: loads a model once, then maps speech, texts and style tags to vectors of one space."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import torch
 
-from psclap import audio
+from psclap import audio, metrics, tags
+from psclap.errors import AudioError, PsclapError
 from psclap.models.build import load_model
 from psclap.models.dual_encoder import ParaSpeechCLAPModel
+from psclap.models.fetch import fetch
 from psclap.models.processor import ParaSpeechCLAPProcessor
+from psclap.storage import redacted
 
 T = TypeVar("T")
+AudioSource = Path | str | bytes | BinaryIO
+
+
+@dataclass(frozen=True)
+class Classified:
+    """The nearest of some candidate tags, and the cosine of each."""
+
+    tag: str
+    scores: Mapping[str, float]
 
 
 class Embedder:
-    """Speech and texts to L2-normalised float32 embeddings, (N, D); a cosine is their dot product."""
+    """Speech and texts to L2-normalised float32 embeddings, (N, D); a cosine is their dot product.
 
-    def __init__(self, model_folder: Path | str, batch_size: int = 32, device: str | None = None):
-        """Loads the checkpoint folder onto `device` (a GPU where there is one). Raises CheckpointError."""
-        model, processor = load_model(model_folder)
-        self._set(model, processor, batch_size, device)
+    It may be called from several threads: they decode side by side, and the model computes one batch at a time.
+    """
+
+    def __init__(self, model: Path | str, batch_size: int = 32, device: str | None = None):
+        """Loads a model onto `device` (a GPU where there is one).
+
+        `model` is a checkpoint folder, a URI (models:/NAME/VERSION, models:/NAME@ALIAS), or a name on the Hugging
+        Face Hub. Raises CheckpointError for a folder that holds no whole model of ours, PsclapError where there is
+        none to be had.
+        """
+        self._set(*load_model(fetch(model)), batch_size, device)
 
     @classmethod
     def of(cls, model: ParaSpeechCLAPModel, processor: ParaSpeechCLAPProcessor, batch_size: int = 32) -> Embedder:
@@ -38,6 +59,7 @@ class Embedder:
     ) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model, self.processor, self.batch_size = model.to(self.device), processor, batch_size
+        self._lock = threading.Lock()  # the tokenizer, too, takes one caller at a time
 
     @property
     def dim(self) -> int:
@@ -46,25 +68,102 @@ class Embedder:
 
     @property
     def sample_rate_hz(self) -> int:
-        """The rate that waves must have."""
+        """The model's rate, to which sound of any other is resampled."""
         return self.processor.feature_extractor.sampling_rate
 
-    def embed_audio(self, waves: Iterable[np.ndarray]) -> np.ndarray:
-        """(N, D) embeddings of mono float32 waves at `sample_rate_hz`, whole, in order."""
-        return self._embed(waves, self.processor.waves, self.model.embed_audio)
+    def embed_audio(self, waves: Iterable[np.ndarray], sample_rate_hz: int | None = None) -> np.ndarray:
+        """(N, D) embeddings of mono waves (num_samples,), whole, in order.
+
+        `sample_rate_hz` is the rate of all of them, the model's where None. Raises PsclapError that names the wave
+        which is not 1-D, not of floats, not finite, too short or too long.
+        """
+        rate_hz = self.sample_rate_hz if sample_rate_hz is None else sample_rate_hz
+        if rate_hz <= 0:
+            raise PsclapError(f"sample_rate_hz {rate_hz!r} must be a positive number of samples a second")
+        return self._embed_waves(
+            self._heard(_checked(wave, f"waves[{number}]"), rate_hz, f"waves[{number}]")
+            for number, wave in enumerate(waves)
+        )
+
+    def embed_files(self, sources: Iterable[AudioSource]) -> np.ndarray:
+        """(N, D) embeddings of audio files of any rate: paths, URLs, the bytes of files, or binary files.
+
+        Raises PsclapError that names the file which cannot be read or decoded, and why.
+        """
+        return self._embed_waves(
+            self.load(source, redacted(str(source)) if isinstance(source, (str, Path)) else f"sources[{number}]")
+            for number, source in enumerate(_listed(sources))
+        )
+
+    def load(self, source: AudioSource, name: str, max_duration_s: float | None = None) -> np.ndarray:
+        """(num_samples,) the wave of an audio file at the model's rate, as `embed_files` embeds it.
+
+        Raises PsclapError that begins with `name` where it cannot be decoded, or is too short or too long.
+        """
+        try:
+            wave = audio.load(source, self.sample_rate_hz, max_duration_s=max_duration_s)
+        except AudioError as error:
+            raise PsclapError(f"{name}: {error}") from error
+        return self._heard(wave, self.sample_rate_hz, name)
 
     def embed_text(self, texts: Iterable[str]) -> np.ndarray:
         """(N, D) embeddings of texts, in order."""
-        return self._embed(texts, self.processor.texts, self.model.embed_text)
+        return self._embed(_listed(texts), self.processor.texts, self.model.embed_text)
 
-    def embed_files(self, paths: Iterable[Path | str | bytes]) -> np.ndarray:
-        """(N, D) embeddings of audio files, or their bytes, of any rate. Raises AudioError."""
-        return self.embed_audio(audio.load(path, self.sample_rate_hz) for path in paths)
+    def embed_tags(self, tags_: Iterable[str], ensemble: bool = False) -> np.ndarray:
+        """(K, D) embeddings of style tags, each that of its default prompt.
+
+        With `ensemble`, the mean of the embeddings of all of a tag's wordings, normalised again (CLIP's prompt
+        ensembles). Raises PsclapError for a tag that is not in the vocabulary.
+        """
+        names = tags.check_tags(_listed(tags_))
+        if not ensemble:
+            return self.embed_text([tags.default_prompt(tag) for tag in names])
+        prompts = [tags.training_prompts(tag) for tag in names]
+        embeddings = iter(self.embed_text([prompt for of_tag in prompts for prompt in of_tag]))
+        means = [np.mean([*islice(embeddings, len(of_tag))], axis=0) for of_tag in prompts]
+        return np.array([mean / np.linalg.norm(mean) for mean in means], np.float32).reshape(-1, self.dim)
+
+    def score(self, sources: Iterable[AudioSource], texts: Iterable[str]) -> np.ndarray:
+        """(N, K) cosines of audio files (as `embed_files` takes them) with texts."""
+        return self.embed_files(sources) @ self.embed_text(texts).T
+
+    def classify(
+        self, sources: Iterable[AudioSource], candidates: Iterable[str], ensemble: bool = False
+    ) -> list[Classified]:
+        """For each audio file the nearest of the candidates, which are tags, or attributes such as "texture".
+
+        Prompts as in `embed_tags`. Raises PsclapError for unknown candidates, and fewer than two.
+        """
+        names = tags.resolve_candidates(_listed(candidates))
+        return self.classify_embeddings(self.embed_files(sources), names, ensemble)
+
+    def classify_embeddings(
+        self, speech_ND: np.ndarray, candidates: Sequence[str], ensemble: bool = False
+    ) -> list[Classified]:
+        """As `classify`, from embeddings of speech and tags."""
+        cosines_NK = speech_ND @ self.embed_tags(candidates, ensemble).T
+        return [
+            Classified(candidates[best], dict(zip(candidates, cosines.tolist(), strict=True)))
+            for best, cosines in zip(metrics.nearest(cosines_NK), cosines_NK, strict=True)
+        ]
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Maps a dict of columns to one: `audio` (bytes of a file each) gives way to `embedding` (N, D)."""
         columns = {name: column for name, column in batch.items() if name != "audio"}
         return {**columns, "embedding": self.embed_files(list(batch["audio"]))}
+
+    def _heard(self, wave: np.ndarray, rate_hz: int, name: str) -> np.ndarray:
+        """The wave at the model's rate. Raises PsclapError for one that the speech encoder cannot hear."""
+        wave = audio.resample(wave, rate_hz, self.sample_rate_hz)
+        try:
+            self.processor.feature_extractor.check_duration(len(wave) / self.sample_rate_hz)
+        except PsclapError as error:
+            raise PsclapError(f"{name}: {error}") from error
+        return wave
+
+    def _embed_waves(self, waves: Iterable[np.ndarray]) -> np.ndarray:
+        return self._embed(waves, self.processor.waves, self.model.embed_audio)
 
     def _embed(self, items: Iterable[T], process: Callable, embed: Callable) -> np.ndarray:
         was_training = self.model.training
@@ -72,10 +171,34 @@ class Embedder:
         parts = [np.empty((0, self.dim), np.float32)]
         with torch.inference_mode():
             for batch in _batched(items, self.batch_size):
-                inputs = {name: tensor.to(self.device) for name, tensor in process(batch).items()}
-                parts.append(embed(**inputs).float().cpu().numpy())
+                with self._lock:
+                    inputs = {name: tensor.to(self.device) for name, tensor in process(batch).items()}
+                    parts.append(embed(**inputs).float().cpu().numpy())
         self.model.train(was_training)
         return np.concatenate(parts)
+
+
+def _listed(items: Iterable[T]) -> Iterable[T]:
+    """The items. Raises PsclapError for one alone, whose characters would be taken for items."""
+    if isinstance(items, (str, bytes, Path)):
+        raise PsclapError(f"{str(items)[:80]!r} is one item; give a list of them")
+    return items
+
+
+def _checked(wave: np.ndarray, name: str) -> np.ndarray:
+    """The wave as float32. Raises PsclapError where it is none."""
+    wave = np.asarray(wave)
+    if wave.ndim != 1:
+        raise PsclapError(f"{name} has the shape {wave.shape}, expected (num_samples,): a list of mono waves")
+    if not np.issubdtype(wave.dtype, np.floating):
+        raise PsclapError(f"{name} is of {wave.dtype}, expected floats in [-1, 1]; divide 16-bit samples by 32768")
+    if not len(wave):
+        raise PsclapError(f"{name} is empty; leave it out")
+    with np.errstate(over="ignore"):
+        wave = wave.astype(np.float32, copy=False)
+    if not np.isfinite(wave).all():
+        raise PsclapError(f"{name} holds NaN or infinite samples; mend it or leave it out")
+    return wave
 
 
 def _batched(items: Iterable[T], size: int) -> Iterator[Sequence[T]]:

@@ -42,6 +42,18 @@ def check_finite(scores: np.ndarray) -> None:
         )
 
 
+def nearest(scores_NK: np.ndarray) -> np.ndarray:
+    """(N,) the column of each row's highest score, the first where several are equal.
+
+    Raises PsclapError for scores that are not finite.
+
+    >>> nearest(np.array([[0.1, 0.9], [0.4, 0.2]])).tolist()
+    [1, 0]
+    """
+    check_finite(scores_NK)
+    return scores_NK.argmax(1)
+
+
 def ranks(scores_QC: np.ndarray, is_right_QC: np.ndarray) -> Ranks:
     """Ranks by counting; every query has at least one right candidate.
 

@@ -18,6 +18,7 @@ from psclap.errors import PsclapError
 from psclap.files import atomic_file
 
 _CREDENTIALS = re.compile(r"(?<=://)[^/\s]+@")
+_CHUNK_BYTES = 1 << 20
 _BYTE_RANGE = re.compile(r"(?P<location>.+)#bytes=(?P<offset>\d+)\+(?P<length>\d+)")
 
 
@@ -83,6 +84,34 @@ def read(reference: str | Path) -> bytes:
     return data
 
 
+def read_bounded(location: str | Path, max_bytes: int) -> bytes:
+    """The bytes of a whole file that others chose: of a larger one than `max_bytes`, no more than that is fetched.
+
+    Raises as `read`, and PsclapError for a larger file and for a name that is no plain file's.
+    """
+    with reaching(location), _open_bounded(str(location)) as stream:
+        parts, left = [], max_bytes + 1
+        while left > 0 and (part := stream.read(min(left, _CHUNK_BYTES))):  # a web server gives what it has just now
+            parts.append(part)
+            left -= len(part)
+    if left <= 0:
+        raise PsclapError(f"{redacted(str(location))} has more than {max_bytes} bytes; give a smaller file")
+    return b"".join(parts)
+
+
+def _open_bounded(location: str) -> Any:
+    if not is_remote(location):
+        if not Path(location).is_file():  # a pipe would be waited for
+            raise FileNotFoundError(location)
+        return open(location, "rb")
+    filesystem, path = resolve(location)
+    if location.lower().startswith(("http://", "https://")):
+        # As a stream: asked for a range, a server may still send everything, and fsspec would take it. With a size,
+        # whatever it is, fsspec does not ask for it first, which would make every failure a missing file.
+        return filesystem.open(path, "rb", block_size=0, size=1)
+    return filesystem.open(path, "rb")
+
+
 def _read_local(path: str, offset: int, length: int | None) -> bytes:
     with open(path, "rb") as stream:
         if length is None:
@@ -107,7 +136,8 @@ def reaching(location: str | Path) -> Iterator[None]:
     except Exception as error:  # the packages for remotes have errors of their own, such as for credentials
         if not isinstance(error, OSError) and not is_remote(location):
             raise
-        raise PsclapError(f"cannot reach {location}: {getattr(error, 'strerror', None) or error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise PsclapError(redacted(f"cannot reach {location}: {reason}")) from error
 
 
 @contextmanager

@@ -59,6 +59,14 @@ MINI_CORPUS = {"train_clips": 96, "val_clips": 24, "test_clips": 48}
 """The options of a small demo corpus."""
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is fetched in tests, here and in the processes they start, stays out of the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PSCLAP_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def params_mapping() -> dict[str, Any]:
     """The demo preset as plain YAML, free to be broken by the test."""

@@ -19,7 +19,7 @@ FLOORS = (
     },
     {"models", "model_config", "registration", "remote_code", "losses", "metrics"},
     {"corpora", "shards", "soundness", "sampling", "loader"},
-    {"training", "evaluation", "embedding", "export", "search", "tts", "model_card"},
+    {"training", "evaluation", "embedding", "serving", "export", "search", "tts", "model_card"},
     {"__init__", "cli", "cli_checkpoint", "cli_data", "cli_export"},
 )
 HEAVY = {"ray", "mlflow", "dvc"}

@@ -76,9 +76,10 @@ def test_classify_names_the_nearest_prompt(checkpoint: Path, clips: list[str]) -
     for row, cosines in zip(rows, embedder.embed_files(clips) @ prompts.T, strict=True):
         assert row["tag"] == ("male", "female")[int(cosines.argmax())]
         assert [row["male"], row["female"]] == pytest.approx(cosines.tolist(), abs=1e-4)
-    assert set(answer("classify", clips[0], "--tags", "raspy, husky", "--model", checkpoint)[0]) == {
-        *("audio", "tag", "raspy", "husky")
-    }
+    (row,) = answer("classify", clips[0], "--tags", "raspy, husky", "--ensemble", "--model", checkpoint)
+    (found,) = embedder.classify(clips[:1], ["raspy", "husky"], ensemble=True)
+    assert set(row) == {"audio", "tag", "raspy", "husky"}
+    assert [row["raspy"], row["husky"]] == pytest.approx([*found.scores.values()], abs=1e-4)
 
 
 def write_embeddings(folder: Path, checkpoint: Path, dim: int) -> np.ndarray:

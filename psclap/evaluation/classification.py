@@ -15,7 +15,7 @@ from psclap import metrics
 from psclap.errors import PsclapError
 from psclap.schema import Split
 from psclap.shards.index import ShardIndex
-from psclap.tags import ATTRIBUTES, default_prompt
+from psclap.tags import ATTRIBUTES
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,6 @@ class ClassificationSet:
     candidates: tuple[str, ...]
     rows: np.ndarray  # (N,) of the index
     actual: np.ndarray  # (N,) numbers of candidates
-
-    @property
-    def prompts(self) -> list[str]:
-        """One prompt a candidate."""
-        return [default_prompt(tag) for tag in self.candidates]
 
     @classmethod
     def of(cls, index: ShardIndex, split: Split, attribute: str) -> ClassificationSet:
@@ -78,16 +73,9 @@ def _candidates(carried: Mapping[int, str], attribute: str) -> tuple[str, ...]:
     return tuple(tag for tag in ATTRIBUTES[attribute] if tag in set(carried.values()))
 
 
-def classify(speech_ND: np.ndarray, prompt_KD: np.ndarray) -> np.ndarray:
-    """(N,) the candidate whose prompt is nearest to each clip; embeddings are L2-normalised."""
-    scores_NK = speech_ND @ prompt_KD.T
-    metrics.check_finite(scores_NK)
-    return scores_NK.argmax(1)
-
-
-def classification(speech_ND: np.ndarray, prompt_KD: np.ndarray, actual_N: np.ndarray) -> dict[str, Any]:
-    """UAR, macro F1 and the confusion matrix (rows: actual)."""
-    confusion = metrics.confusion_matrix(actual_N, classify(speech_ND, prompt_KD), len(prompt_KD))
+def classification(speech_ND: np.ndarray, tag_KD: np.ndarray, actual_N: np.ndarray) -> dict[str, Any]:
+    """UAR, macro F1 and the confusion matrix (rows: actual); embeddings are L2-normalised."""
+    confusion = metrics.confusion_matrix(actual_N, metrics.nearest(speech_ND @ tag_KD.T), len(tag_KD))
     return {
         "UAR": metrics.unweighted_average_recall(confusion),
         "macro_F1": metrics.macro_f1(confusion),

@@ -52,7 +52,9 @@ class TestSets:
             "classification": {
                 test_set.attribute: {
                     "candidates": test_set.candidates,
-                    **classification(speech_of(test_set.rows), embedder.embed_text(test_set.prompts), test_set.actual),
+                    **classification(
+                        speech_of(test_set.rows), embedder.embed_tags(test_set.candidates), test_set.actual
+                    ),
                 }
                 for test_set in self.classification
             },

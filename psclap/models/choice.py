@@ -106,7 +106,9 @@ def feature_extractor_for(
         return ParaSpeechCLAPFeatureExtractor(sample_rate_hz, normalise, num_samples / sample_rate_hz)
     make_features = _FEATURES.get(config.model_type)
     if make_features is None:
-        return ParaSpeechCLAPFeatureExtractor(sample_rate_hz, normalise)
+        return ParaSpeechCLAPFeatureExtractor(
+            sample_rate_hz, normalise, getattr(config, "window_length", 1) / sample_rate_hz
+        )
     features = _pretrained(AutoFeatureExtractor, pretrained) if pretrained else make_features(config)
     if features.sampling_rate != sample_rate_hz:
         raise PsclapError(

@@ -87,7 +87,7 @@ class ParaSpeechCLAPFeatureExtractor(FeatureExtractionMixin):
         times as fast: the loader calls this at every step.
         """
         for wave in waves:
-            self._check_duration(len(wave) / self.sampling_rate)
+            self.check_duration(len(wave) / self.sampling_rate)
         if self._extractor is not None:
             return self._features(waves)
         lengths = np.array([len(wave) for wave in waves])
@@ -109,13 +109,14 @@ class ParaSpeechCLAPFeatureExtractor(FeatureExtractionMixin):
             "audio_attention_mask": features["attention_mask"].bool(),
         }
 
-    def _check_duration(self, duration_s: float) -> None:
+    def check_duration(self, duration_s: float) -> None:
+        """Raises PsclapError for a clip that is too short or too long for the speech encoder."""
         if duration_s < self.min_duration_s or duration_s == 0:
             raise PsclapError(
-                f"a clip has {duration_s:.3f} s, and the speech encoder needs {self.min_duration_s:.3f} s for a frame"
+                f"too short: it has {duration_s:.3f} s, and the speech encoder needs {self.min_duration_s:.3f} s"
             )
         if self.max_duration_s is not None and duration_s > self.max_duration_s:
             raise PsclapError(
-                f"a clip has {duration_s:.1f} s, and the speech encoder hears {self.max_duration_s:g} s at most; "
+                f"too long: it has {duration_s:.1f} s, and the speech encoder hears {self.max_duration_s:g} s at most; "
                 "cut it into windows"
             )

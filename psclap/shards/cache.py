@@ -23,7 +23,8 @@ from psclap.errors import PsclapError
 
 _CHUNK = 8 << 20
 _WAIT_S = 0.1  # for others to finish, where what they fetch fills the cache
-_OURS = re.compile(r"[0-9a-f]{64}(\.partial)?")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_OURS = re.compile(rf"{_SHA256.pattern}(\.partial)?")
 
 
 def cache_folder() -> Path:
@@ -33,11 +34,19 @@ def cache_folder() -> Path:
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file that never changes: where it lies, how long it is and its SHA-256."""
+    """A file that never changes: where it lies, how long it is and its SHA-256, which names it in the cache."""
 
     url: str
     num_bytes: int
     sha256: str
+
+    def __post_init__(self) -> None:
+        """Raises PsclapError for a hash that is none: as a name, it could be that of a file elsewhere."""
+        if not isinstance(self.sha256, str) or not _SHA256.fullmatch(self.sha256):
+            raise PsclapError(
+                f"{self.url}: its SHA-256 is {self.sha256!r}, expected 64 hexadecimal digits; the summary of its data "
+                "set is damaged or forged: build the data set anew"
+            )
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from psclap import audio, storage
 from psclap.errors import AudioError, PsclapError
 from psclap.schema import INDEX_SCHEMA, CaptionSet, Split
-from psclap.shards import INDEX_NAME, SUMMARY_NAME
+from psclap.shards import INDEX_NAME, SUMMARY_NAME, check_shard_name
 from psclap.shards.cache import FileCache, RemoteFile, cache_folder
 from psclap.shards.store import Place, ShardStore
 
@@ -48,10 +48,12 @@ class ShardIndex:
         """
         cache = cache or FileCache(cache_folder(), _DEFAULT_CACHE_BYTES)
         self.summary = _read_summary(location)
-        here = location if storage.is_remote(location) else Path(location).absolute()
         try:
-            self.location = str(self.summary.get("url") or here)
-            shards = {name: (shard["bytes"], shard["sha256"]) for name, shard in self.summary["shards"].items()}
+            self.location = _where(self.summary, location)
+            shards = {
+                check_shard_name(name, self.location): (shard["bytes"], shard["sha256"])
+                for name, shard in self.summary["shards"].items()
+            }
             self.sample_rate_hz: int = self.summary["sample_rate_hz"]
         except (AttributeError, KeyError, TypeError) as error:
             raise PsclapError(
@@ -207,6 +209,19 @@ def _read_summary(location: Path | str) -> dict[str, Any]:
         raise _no_shards(location, SUMMARY_NAME) from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise PsclapError(f"{path} is damaged ({error}); rebuild it with `dvc repro --force shard`") from error
+
+
+def _where(summary: dict[str, Any], location: Path | str) -> str:
+    """The folder or URL of the shards: where the summary lies, or the URL that it names."""
+    url = summary.get("url")
+    if url is None:
+        return str(location if storage.is_remote(location) else Path(location).absolute())
+    if not isinstance(url, str) or not storage.is_remote(url):
+        raise PsclapError(
+            f"{SUMMARY_NAME} of {location} says that its shards lie at {url!r}, which is no URL; rebuild it with "
+            "`dvc repro --force shard`"
+        )
+    return url
 
 
 def _texts(captions: pa.ListArray, caption_set: CaptionSet) -> pa.LargeListArray:

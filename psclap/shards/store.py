@@ -10,6 +10,7 @@ from typing import Any
 
 from psclap import storage
 from psclap.errors import PsclapError
+from psclap.shards import check_shard_name
 from psclap.shards.cache import FileCache, RemoteFile
 
 _TAR_BLOCK = 512
@@ -71,8 +72,10 @@ class ShardStore:
                 raise self._damaged(name, f"it has {found[name]} bytes, {num_bytes} were written")
 
     def _open(self, shard: str) -> int:
-        path = storage.join(self.location, shard)
+        path = storage.join(self.location, check_shard_name(shard, self.location))
         if storage.is_remote(path):
+            if shard not in self.shards:
+                raise self._damaged(shard, "the summary of its data set does not name it")
             return self.cache.open(RemoteFile(path, *self.shards[shard]))
         try:
             return os.open(path, os.O_RDONLY)

@@ -19,7 +19,7 @@ from psclap import audio, storage
 from psclap.errors import PsclapError
 from psclap.parallel import process_map
 from psclap.schema import INDEX_SCHEMA
-from psclap.shards import INDEX_NAME, SUMMARY_NAME
+from psclap.shards import INDEX_NAME, SUMMARY_NAME, check_shard_name
 from psclap.soundness.checks import check
 from psclap.soundness.columns import Columns
 from psclap.soundness.findings import Finding, Report, error, report
@@ -43,7 +43,7 @@ def check_location(location: Path | str, *, deep: bool = False, processes: int |
     """Checks a folder of shards, a folder with a manifest, or either's Parquet file; local or a URL.
 
     `deep` also reads every shard: its SHA-256, and whether each clip decodes to its number of samples. Raises
-    PsclapError where there is no data set that can be read.
+    PsclapError where there is no data set that can be read, and for shards that are said to lie elsewhere.
     """
     data = open_data_set(location)
     of_table = check(data.table, data.sample_rate_hz, data.summary)
@@ -117,6 +117,8 @@ def _read_summary(path: str) -> dict[str, Any]:
 def _check_shards(data: DataSet, deep: bool, processes: int | None) -> Iterator[Finding]:
     columns = Columns(data.table)
     names, ends = columns.coded("shard").names, _ends(columns)
+    for name in names:
+        check_shard_name(name, data.path)
     with ThreadPoolExecutor(_SIZE_THREADS) as threads:
         sizes = list(threads.map(_size, (_beside(data.path, name) for name in names)))
     missing = [name for name, size in zip(names, sizes, strict=True) if size is None]
