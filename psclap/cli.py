@@ -1,4 +1,4 @@
-"""The `psclap` command: score, classify and search with a trained model; check data sets and configurations."""
+"""The `psclap` command: use models, bring them in and out, check data sets and configurations."""
 
 from __future__ import annotations
 
