@@ -72,7 +72,7 @@ def test_the_auto_classes_know_our_folder(folder: Path) -> None:
 @pytest.mark.parametrize(
     "first",
     [
-        *("transformers:AutoConfig", "transformers:AutoProcessor", "transformers:PreTrainedModel"),
+        *("transformers:AutoConfig", "transformers:AutoProcessor", "transformers:WavLMModel"),
         *("psclap.models.encoders:new_encoder", "psclap.models.processor:ParaSpeechCLAPProcessor"),
     ],
 )

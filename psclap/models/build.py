@@ -13,6 +13,7 @@ from psclap.errors import CheckpointError
 from psclap.model_config import ParaSpeechCLAPConfig
 from psclap.models.choice import encoder_config_of, encoder_for, feature_extractor_for, tokenizer_for
 from psclap.models.dual_encoder import ParaSpeechCLAPModel
+from psclap.models.feature_extractor import ParaSpeechCLAPFeatureExtractor
 from psclap.models.processor import ParaSpeechCLAPProcessor
 from psclap.models.quiet import no_progress_bars
 
@@ -72,6 +73,11 @@ def load_model(folder: Path | str) -> tuple[ParaSpeechCLAPModel, ParaSpeechCLAPP
     except Exception as error:  # safetensors, JSON and transformers each raise their own kind
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{folder} is a damaged checkpoint: {first_line}; fetch or train it again") from error
+    if not isinstance(processor.feature_extractor, ParaSpeechCLAPFeatureExtractor):
+        raise CheckpointError(
+            f"{folder} was written by an older psclap, with a {type(processor.feature_extractor).__name__}; "
+            "train it again"
+        )
     problems = {kind: sorted(map(str, keys)) for kind, keys in info.items() if keys}
     if problems:
         listing = "; ".join(f"{kind}: {', '.join(keys[:5])} ({len(keys)})" for kind, keys in problems.items())

@@ -24,7 +24,6 @@ from psclap.model_config import ParaSpeechCLAPConfig
 from psclap.models.encoders import encode_speech, new_encoder
 from psclap.models.pooling import pool, pooled_size
 from psclap.models.projection import Projection
-from psclap.models.wavlm import accelerate
 
 MAX_LOGIT_SCALE = 100.0
 
@@ -66,7 +65,11 @@ class ParaSpeechCLAPModel(PreTrainedModel):
         self.log_logit_scale = nn.Parameter(torch.tensor(math.log(config.logit_scale_init_value)))
         bias = config.logit_bias_init_value
         self.logit_bias = None if bias is None else nn.Parameter(torch.tensor(float(bias)))
-        accelerate(self.audio_model)
+        if config.audio_config.model_type == "wavlm":
+            # Imported for WavLM alone: others need not wait for it, and AutoModel may ask for us while WavLM is loaded.
+            from psclap.models.wavlm import accelerate
+
+            accelerate(self.audio_model)
         # What the objective never reaches would stop DistributedDataParallel: the text model's own pooler,
         # and WavLM's mask embedding, which only SpecAugment uses.
         if getattr(self.text_model, "pooler", None) is not None:

@@ -11,7 +11,6 @@ import torch
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from psclap.models.logmel_conv import LogMelConvModel
-from psclap.models.wavlm import WavLM
 
 
 def new_encoder(config: PreTrainedConfig) -> PreTrainedModel:
@@ -57,10 +56,10 @@ def leaves_padding_out(encoder: PreTrainedModel) -> bool:
     kind = encoder.config.model_type
     if kind in _MASKED_BY_CHANNEL_NORM:
         return encoder.config.feat_extract_norm == "layer"
-    return isinstance(encoder, WavLM) or kind in _MASKED
+    return kind in _MASKED
 
 
-_MASKED = ("logmel_conv", "wav2vec2-bert", "whisper")
+_MASKED = ("logmel_conv", "wav2vec2-bert", "wavlm", "whisper")  # WavLM by psclap.models.wavlm
 _MASKED_BY_CHANNEL_NORM = ("hubert", "unispeech", "unispeech-sat", "wav2vec2")
 
 

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from psclap.errors import CheckpointError
-from psclap.files import write_json
+from psclap.files import share_files, write_json
 from psclap.loader import Position
 from psclap.schema import TRAINER_STATE_NAME
 from psclap.training.optim import WeightAverage
@@ -67,6 +67,7 @@ def save_checkpoint(folder: Path, state: TrainerState, progress: Progress) -> No
     state.task.processor.save_pretrained(folder)
     save_file(tensors, folder / TRAINER_STATE_NAME)
     write_json(folder / _PROGRESS_NAME, asdict(progress))
+    share_files(folder)
 
 
 def read_progress(folder: Path) -> Progress:
