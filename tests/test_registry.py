@@ -14,6 +14,7 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 from small_model import save_small_model
+from tracking_server import KILLED_AFTER_CALL
 
 from pipelines.registry import fetch_model, push_model
 from pipelines.tracking import TrackingStore
@@ -75,19 +76,9 @@ def test_the_same_content_is_one_version(checkpoint: Path, server: str, tmp_path
     assert versions(server, "same") == ["1", "2"]
 
 
-_KILLED = """
-import os, signal, sys
-from pathlib import Path
-from mlflow import MlflowClient
+_KILLED = f"""
+{KILLED_AFTER_CALL}
 from pipelines.registry import push_model
-
-original = getattr(MlflowClient, sys.argv[3])
-
-def killed(*args, **kwargs):
-    original(*args, **kwargs)
-    os.kill(os.getpid(), signal.SIGKILL)
-
-setattr(MlflowClient, sys.argv[3], killed)
 push_model(Path(sys.argv[1]), sys.argv[2], "champion")
 """
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
-from tracking_server import TrackingServer
+from tracking_server import KILLED_AFTER_CALL, TrackingServer
 
 from pipelines import sender, system_metrics
 from pipelines.delivery import DELIVERED_TAG, RUN_TAG, Delivery, deliver, main
@@ -136,21 +136,11 @@ def test_how_a_run_ended_is_told(
     assert check_arrived(store, journal).info.status == status
 
 
-_KILLED = """
-import os, signal, sys
-from pathlib import Path
-from mlflow import MlflowClient
+_KILLED = f"""
+{KILLED_AFTER_CALL}
 from pipelines.delivery import deliver
 from pipelines.tracking import TrackingStore
 from psclap.training.journal import Journal
-
-original = getattr(MlflowClient, sys.argv[3])
-
-def killed(*args, **kwargs):
-    original(*args, **kwargs)
-    os.kill(os.getpid(), signal.SIGKILL)
-
-setattr(MlflowClient, sys.argv[3], killed)
 deliver(TrackingStore(sys.argv[1], None), Journal(Path(sys.argv[2])))
 """
 

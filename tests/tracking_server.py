@@ -49,3 +49,19 @@ class TrackingServer:
             os.killpg(self._process.pid, how)
             self._process.wait(timeout=30)
             self._process = None
+
+
+KILLED_AFTER_CALL = """
+import os, signal, sys
+from pathlib import Path
+from mlflow import MlflowClient
+
+original = getattr(MlflowClient, sys.argv[3])
+
+def killed(*args, **kwargs):
+    original(*args, **kwargs)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+setattr(MlflowClient, sys.argv[3], killed)
+"""
+"""The start of a script that is killed as soon as a call of MLflow's client, its third argument, has returned."""

@@ -11,7 +11,7 @@ import torch
 from psclap.config import ModelConfig
 from psclap.errors import CheckpointError
 from psclap.model_config import ParaSpeechCLAPConfig
-from psclap.models.choice import encoder_config_of, encoder_for, feature_extractor_for, tokenizer_for
+from psclap.models.choice import dual_config_for, encoder_config_of, encoder_for, feature_extractor_for, tokenizer_for
 from psclap.models.dual_encoder import ParaSpeechCLAPModel
 from psclap.models.feature_extractor import ParaSpeechCLAPFeatureExtractor
 from psclap.models.processor import ParaSpeechCLAPProcessor
@@ -39,18 +39,8 @@ def build_model(
     if config.text.pretrained is None:
         text_config.vocab_size = len(tokenizer)
         text_config.pad_token_id = tokenizer.pad_token_id
-    dual_config = ParaSpeechCLAPConfig(
-        audio_config=audio_config,
-        text_config=text_config,
-        audio_pooling=config.speech.pooling,
-        text_pooling=config.text.pooling,
-        projection_dim=config.projection_dim,
-        projection_dropout=config.projection_dropout,
-        logit_scale_init_value=config.initial_logit_scale,
-        logit_bias_init_value=initial_logit_bias,
-    )
     model = ParaSpeechCLAPModel(
-        dual_config,
+        dual_config_for(config, audio_config, text_config, logit_bias_init_value=initial_logit_bias),
         audio_model=encoder_for(config.speech, audio_config),
         text_model=encoder_for(config.text, text_config),
     )

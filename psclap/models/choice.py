@@ -21,12 +21,28 @@ from transformers import (
 
 from psclap.config import EncoderConfig, ModelConfig
 from psclap.errors import PsclapError
-from psclap.model_config import encoder_config
+from psclap.model_config import ParaSpeechCLAPConfig, encoder_config
 from psclap.models.encoders import encoder_of, new_encoder
 from psclap.models.feature_extractor import ParaSpeechCLAPFeatureExtractor
 from psclap.models.tokenizer import as_text_tokenizer, train_tokenizer
 
 _MAY_BE_MISSING = ("pooler.", "masked_spec_embed")  # parts that we do not use
+
+
+def dual_config_for(
+    config: ModelConfig, audio_config: PreTrainedConfig, text_config: PreTrainedConfig, **settings: Any
+) -> ParaSpeechCLAPConfig:
+    """The dual encoder's configuration; `settings` are what a ModelConfig does not know."""
+    return ParaSpeechCLAPConfig(
+        audio_config=audio_config,
+        text_config=text_config,
+        audio_pooling=config.speech.pooling,
+        text_pooling=config.text.pooling,
+        projection_dim=config.projection_dim,
+        projection_dropout=config.projection_dropout,
+        logit_scale_init_value=config.initial_logit_scale,
+        **settings,
+    )
 
 
 def encoder_config_of(encoder: EncoderConfig) -> PreTrainedConfig:

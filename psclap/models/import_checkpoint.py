@@ -19,8 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from psclap.config import PRESETS_FOLDER, EncoderConfig, ModelConfig, load_params
 from psclap.errors import CheckpointError
 from psclap.files import atomic_folder, check_folder_writable, share_files
-from psclap.model_config import ParaSpeechCLAPConfig
-from psclap.models.choice import encoder_config_of, feature_extractor_for, tokenizer_for
+from psclap.models.choice import dual_config_for, encoder_config_of, feature_extractor_for, tokenizer_for
 from psclap.models.dual_encoder import ParaSpeechCLAPModel
 from psclap.models.processor import ParaSpeechCLAPProcessor
 from psclap.models.quiet import no_progress_bars
@@ -94,18 +93,8 @@ def _empty_model(
     audio_config, text_config = encoder_config_of(config.speech), encoder_config_of(config.text)
     tokenizer = tokenizer_for(config, ())
     _check_vocabulary(tokenizer, text_config.vocab_size, text_encoder)
-    dual_config = ParaSpeechCLAPConfig(
-        audio_config=audio_config,
-        text_config=text_config,
-        audio_pooling=config.speech.pooling,
-        text_pooling=config.text.pooling,
-        projection_dim=config.projection_dim,
-        projection_dropout=config.projection_dropout,
-        logit_scale_init_value=config.initial_logit_scale,
-        variant=variant,
-    )
     with torch.device("meta"):
-        model = ParaSpeechCLAPModel(dual_config)
+        model = ParaSpeechCLAPModel(dual_config_for(config, audio_config, text_config, variant=variant))
     extractor = feature_extractor_for(audio_config, speech_encoder, SAMPLE_RATE_HZ, config.normalise_audio)
     return model, ParaSpeechCLAPProcessor(extractor, tokenizer)
 
