@@ -8,7 +8,7 @@ of it, the environment decides when the model is loaded:
 | PSCLAP_SERVING_AUDIO | path,url,base64 | the kinds of audio that are taken |
 | PSCLAP_SERVING_URL_SCHEMES | http,https,s3,gs,abfs,abfss,hf | of URLs |
 | PSCLAP_SERVING_MAX_AUDIO_BYTES | 25000000 | each file, base64 counted decoded |
-| PSCLAP_SERVING_MAX_DURATION_S | 600 | each clip |
+| PSCLAP_SERVING_MAX_DURATION_S | 120 | each clip |
 | PSCLAP_SERVING_MAX_ROWS | 256 | each request |
 | PSCLAP_SERVING_MAX_TEXT_CHARACTERS | 10000 | each text |
 | PSCLAP_SERVING_BATCH_SIZE | 8 | clips that the model computes at once |
@@ -18,9 +18,9 @@ hf, and its place in the network. An answer never holds a file's bytes, but it t
 whether it is sound, and of sound files their style. URLs of http and https are followed through redirects, and no
 address is off limits, neither this machine's nor a cloud's metadata service: a server for people whom you do not
 trust takes base64 alone (PSCLAP_SERVING_AUDIO=base64), or has its way out closed by the network. A slow web server
-holds a thread for up to five minutes. The body of a request is read whole before these limits see it, and the memory
-that one clip needs grows with the square of its length in a WavLM: bound the body in a proxy before the server, and
-lower the duration for large encoders.
+holds a thread for up to five minutes. The body of a request is read whole before these limits see it: bound it in a
+proxy before the server. The memory that one clip needs grows with the square of its length in a WavLM: attention in
+WavLM-Large takes 2.3 GB for two minutes, by its sizes, and 25 times that for ten.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Limits:
     audio: tuple[Kind, ...] = field(default=("path", "url", "base64"), metadata=not_empty())
     url_schemes: tuple[Scheme, ...] = ("http", "https", "s3", "gs", "abfs", "abfss", "hf")
     max_audio_bytes: int = field(default=25_000_000, metadata=at_least(1))
-    max_duration_s: float = field(default=600.0, metadata=above(0))
+    max_duration_s: float = field(default=120.0, metadata=above(0))
     max_rows: int = field(default=256, metadata=at_least(1))
     max_text_characters: int = field(default=10_000, metadata=at_least(1))
     batch_size: int = field(default=8, metadata=at_least(1))
