@@ -251,7 +251,7 @@ def _downloaded(store: TrackingStore, name: str, version: str | None, alias: str
 def _model_inside(folder: Path, uri: str) -> Path:
     """The checkpoint folder that the MLmodel file of a downloaded model names. Raises PsclapError where it is none."""
     artifacts = mlflow.models.Model.load(folder).flavors.get("python_function", {}).get("artifacts") or {}
-    if _ARTIFACT not in artifacts:
+    if "path" not in artifacts.get(_ARTIFACT, {}):
         raise PsclapError(f"{uri} was not registered by psclap: it carries no artefact {_ARTIFACT!r}")
     path = (folder / artifacts[_ARTIFACT]["path"]).resolve()
     if not path.is_relative_to(folder.resolve()):

@@ -82,10 +82,17 @@ def _opened(source: bytes | str | Path | BinaryIO) -> Iterator[BinaryIO]:
                 yield stream
             return
         source = _read(source)
-    data = source if isinstance(source, bytes) else source.read()
+    data = bytes(source) if isinstance(source, (bytes, bytearray, memoryview)) else _read_stream(source)
     if not data:
         raise AudioError("empty", "the file has no bytes; fetch it again")
     yield _Bytes(data)
+
+
+def _read_stream(source: BinaryIO) -> bytes:
+    data = source.read() if hasattr(source, "read") else source
+    if not isinstance(data, bytes):
+        raise AudioError("unreadable", f"{type(source).__name__} is neither a path, bytes nor a file opened as binary")
+    return data
 
 
 class _Bytes(io.BytesIO):

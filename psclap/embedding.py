@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 
 from psclap import audio, metrics, tags
+from psclap.decoding import MAX_SAMPLE_RATE_HZ, MIN_SAMPLE_RATE_HZ
 from psclap.errors import AudioError, PsclapError
 from psclap.models.build import load_model
 from psclap.models.dual_encoder import ParaSpeechCLAPModel
@@ -59,6 +61,8 @@ class Embedder:
     ) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model, self.processor, self.batch_size = model.to(self.device), processor, batch_size
+        if batch_size < 1:
+            raise PsclapError(f"batch_size {batch_size} must be at least 1")
         self._lock = threading.Lock()  # the tokenizer, too, takes one caller at a time
 
     @property
@@ -77,9 +81,7 @@ class Embedder:
         `sample_rate_hz` is the rate of all of them, the model's where None. Raises PsclapError that names the wave
         which is not 1-D, not of floats, not finite, too short or too long.
         """
-        rate_hz = self.sample_rate_hz if sample_rate_hz is None else sample_rate_hz
-        if rate_hz <= 0:
-            raise PsclapError(f"sample_rate_hz {rate_hz!r} must be a positive number of samples a second")
+        rate_hz = self.sample_rate_hz if sample_rate_hz is None else _checked_rate(sample_rate_hz)
         return self._embed_waves(
             self._heard(_checked(wave, f"waves[{number}]"), rate_hz, f"waves[{number}]")
             for number, wave in enumerate(waves)
@@ -166,16 +168,30 @@ class Embedder:
         return self._embed(waves, self.processor.waves, self.model.embed_audio)
 
     def _embed(self, items: Iterable[T], process: Callable, embed: Callable) -> np.ndarray:
-        was_training = self.model.training
-        self.model.eval()
         parts = [np.empty((0, self.dim), np.float32)]
-        with torch.inference_mode():
-            for batch in _batched(items, self.batch_size):
-                with self._lock:
-                    inputs = {name: tensor.to(self.device) for name, tensor in process(batch).items()}
-                    parts.append(embed(**inputs).float().cpu().numpy())
-        self.model.train(was_training)
+        for batch in _batched(items, self.batch_size):
+            with self._lock, _evaluating(self.model), torch.inference_mode():
+                inputs = {name: tensor.to(self.device) for name, tensor in process(batch).items()}
+                parts.append(embed(**inputs).float().cpu().numpy())
         return np.concatenate(parts)
+
+
+@contextmanager
+def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def _checked_rate(rate_hz: int) -> int:
+    if not isinstance(rate_hz, (int, np.integer)) or not MIN_SAMPLE_RATE_HZ <= rate_hz <= MAX_SAMPLE_RATE_HZ:
+        raise PsclapError(
+            f"sample_rate_hz {rate_hz!r} must be a whole number from {MIN_SAMPLE_RATE_HZ} to {MAX_SAMPLE_RATE_HZ}"
+        )
+    return int(rate_hz)
 
 
 def _listed(items: Iterable[T]) -> Iterable[T]:

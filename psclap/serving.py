@@ -183,7 +183,13 @@ class Service:
 
 def _is_text(value: Any) -> bool:
     """Whether it is text with something in it; half a surrogate pair, which JSON can hold, is none."""
-    return isinstance(value, str) and bool(value.strip()) and not any("\ud800" <= each <= "\udfff" for each in value)
+    if not isinstance(value, str) or not value.strip():
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _kind(value: str) -> Kind:

@@ -108,9 +108,42 @@ def test_an_array_that_is_no_wave_is_named(embedder: Embedder, wave: np.ndarray,
         embedder.embed_audio([noise(0.5), wave])
 
 
-def test_a_rate_must_be_one(embedder: Embedder) -> None:
-    with pytest.raises(PsclapError, match="sample_rate_hz 0 must be"):
-        embedder.embed_audio([noise(0.5)], 0)
+@pytest.mark.parametrize("rate_hz", [0, -16000, 0.001, float("nan"), float("inf"), "16000", 10**9])
+def test_a_rate_must_be_one(embedder: Embedder, rate_hz: Any) -> None:
+    with pytest.raises(PsclapError, match=f"sample_rate_hz {rate_hz!r} must be"):
+        embedder.embed_audio([noise(0.5)], rate_hz)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_batch_has_something_in_it(checkpoint: Path, batch_size: int) -> None:
+    with pytest.raises(PsclapError, match=f"batch_size {batch_size} must be at least 1"):
+        Embedder(checkpoint, batch_size)
+
+
+@pytest.mark.parametrize("source", [None, 5, io.StringIO("text")])
+def test_what_is_no_file_is_named(embedder: Embedder, source: Any) -> None:
+    with pytest.raises(PsclapError, match=r"sources\[0\]: unreadable: .* is neither a path, bytes nor a file"):
+        embedder.embed_files([source])
+
+
+def test_a_text_must_be_one(embedder: Embedder) -> None:
+    with pytest.raises(PsclapError, match="texts must be strings"):
+        embedder.embed_text(["a soft voice", 5])  # type: ignore[list-item]
+
+
+def test_a_bad_clip_leaves_the_model_as_it_was(embedder: Embedder) -> None:
+    embedder.model.train()
+    try:
+        with pytest.raises(PsclapError):
+            embedder.embed_audio([noise(0.5), noise(0.001)])
+        assert embedder.model.training
+    finally:
+        embedder.model.eval()
+
+
+def test_a_name_of_any_length_is_refused_in_a_sentence() -> None:
+    with pytest.raises(PsclapError):
+        Embedder("x" * 300)
 
 
 def test_the_shortest_clip_is_long_enough_for_a_wavlm(wavlm: Embedder) -> None:

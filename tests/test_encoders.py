@@ -7,7 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel, PreTrainedModel, SeamlessM4TFeatureExtractor, WhisperFeatureExtractor
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    PreTrainedModel,
+    SeamlessM4TFeatureExtractor,
+    Wav2Vec2FeatureExtractor,
+    WhisperFeatureExtractor,
+)
 
 from psclap.config import EncoderConfig, ModelConfig, parse_params
 from psclap.errors import PsclapError
@@ -168,3 +175,63 @@ def test_a_mel_encoder_takes_its_own_rate_only(demo_config: ModelConfig) -> None
     config = dataclasses.replace(demo_config, speech=EncoderConfig(pooling="mean", config=SPEECH["whisper"]))
     with pytest.raises(PsclapError, match=r"hears 16000 Hz and the shards hold 22050 Hz"):
         build_model(config, CAPTIONS, 22050, seed=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["wavlm, group norm", "hubert, layer norm", "whisper", "w2v-bert"])
+def test_weights_in_16_bits_give_nearly_the_same(
+    kind: str, dtype: torch.dtype, demo_config: ModelConfig, tmp_path: Path
+) -> None:
+    config = SPEECH[kind] | {
+        "mask_time_prob": 0.0,
+        "mask_feature_prob": 0.0,
+    }  # w2v-BERT then begins with a norm
+    model, processor = with_speech(demo_config, config=config)
+    model.save_pretrained(tmp_path)
+    smaller = AutoModel.from_pretrained(tmp_path, dtype=dtype).eval()
+    assert next(parameter for name, parameter in smaller.named_parameters() if "attention" in name).dtype == dtype
+    with torch.no_grad():
+        for name, inputs in (("audio", processor.waves(clips(16000, 9000))), ("text", processor.texts(CAPTIONS))):
+            expected, found = (getattr(each, f"embed_{name}")(**inputs) for each in (model, smaller))
+            assert found.dtype == torch.float32
+            assert (found * expected).sum(1).min() > 0.999
+
+
+@pytest.mark.parametrize("kind", ["wav2vec2, layer norm", "wavlm, layer norm", "w2v-bert"])
+def test_an_encoders_adapter_is_left_out(kind: str, demo_config: ModelConfig) -> None:
+    model, processor = with_speech(demo_config, config=SPEECH[kind] | {"add_adapter": True})
+    assert model.audio_model.adapter is None
+    waves = clips(9000, 20000)
+    with torch.no_grad():
+        alone = torch.cat([model.embed_audio(**processor.waves([wave])) for wave in waves])
+        torch.testing.assert_close(model.embed_audio(**processor.waves(waves)), alone, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama", "gpt2", "modernbert"])
+def test_a_text_tower_sees_what_its_encoder_sees(kind: str, demo_config: ModelConfig) -> None:
+    sizes = {"llama": {**SMALL, "num_key_value_heads": 2}, "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2}}
+    text = EncoderConfig(pooling="mean", config={"model_type": kind, **{**TEXT, **sizes}[kind]})
+    model, processor = build_model(dataclasses.replace(demo_config, text=text), CAPTIONS, 16000, seed=1)
+    inputs = processor.texts(CAPTIONS)
+    with torch.no_grad():
+        states, mask = model.eval().text_model(**inputs).last_hidden_state, inputs["attention_mask"][..., None]
+        mean = (states * mask).sum(1) / mask.sum(1)
+        expected = torch.nn.functional.normalize(model.text_projection(mean), dim=1)
+        torch.testing.assert_close(model.embed_text(**inputs), expected, atol=1e-5, rtol=0)
+
+
+def test_a_pretrained_encoder_of_another_rate_is_refused(demo_config: ModelConfig, tmp_path: Path) -> None:
+    AutoModel.from_config(AutoConfig.for_model(**SPEECH["wavlm, layer norm"])).save_pretrained(tmp_path)
+    Wav2Vec2FeatureExtractor(sampling_rate=16000).save_pretrained(tmp_path)
+    speech = EncoderConfig(pooling="mean", pretrained=str(tmp_path))
+    config = dataclasses.replace(demo_config, speech=speech)
+    with pytest.raises(PsclapError, match="wavlm hears 16000 Hz and the shards hold 8000 Hz"):
+        build_model(config, CAPTIONS, 8000, seed=1)
+    model, _ = build_model(config, CAPTIONS, 16000, seed=1)
+    model.save_pretrained(tmp_path / "model")
+    assert str(tmp_path) not in (tmp_path / "model" / "config.json").read_text()  # it tells nobody where that was
+
+
+def test_whisper_hears_whole_seconds(demo_config: ModelConfig) -> None:
+    with pytest.raises(PsclapError, match="max_source_positions 75 must be whole seconds"):
+        with_speech(demo_config, config=SPEECH["whisper"] | {"max_source_positions": 75})

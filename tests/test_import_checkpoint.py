@@ -168,6 +168,22 @@ def refused(released: Released, file: Path, match: str) -> str:
     return str(error.value)
 
 
+def test_one_tensor_under_two_names_is_taken_twice(released: Released, tmp_path: Path) -> None:
+    state = released.model.state_dict()
+    names = [f"{tower}_projection.layer_norm.weight" for tower in ("audio", "text")]
+    state |= dict.fromkeys(names, state[names[0]])
+    import_checkpoint(saved(state, tmp_path / "x.pth.tar"), tmp_path / "model", "combined", *released.encoders)
+    model = Embedder(tmp_path / "model").model
+    for norm in (model.audio_projection.layer_norm, model.text_projection.layer_norm):
+        assert torch.equal(norm.weight.cpu(), state[names[0]])
+
+
+def test_numbers_that_are_none_are_refused(released: Released, tmp_path: Path) -> None:
+    state = released.model.state_dict() | {"log_logit_scale": torch.tensor(float("nan"))}
+    message = refused(released, saved(state, tmp_path / "x.pth.tar"), "does not fit")
+    assert message.splitlines()[1:] == ["not finite (1):", "  log_logit_scale (scalar)"]
+
+
 def test_every_key_that_does_not_fit_is_listed(released: Released, tmp_path: Path) -> None:
     state = released.model.state_dict()
     for layer in range(2):

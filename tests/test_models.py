@@ -215,3 +215,48 @@ def test_a_bad_checkpoint_is_refused_with_its_fault(demo_config: ModelConfig, tm
         (tmp_path / "tokenizer_config.json").unlink()
     with pytest.raises(CheckpointError, match=message):
         load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("part", "key"),
+    [(None, "attn_implementation"), ("audio_config", "_attn_implementation"), (None, "quantization_config")],
+)
+def test_a_config_that_would_load_code_is_refused(
+    demo_config: ModelConfig, tmp_path: Path, part: str | None, key: str
+) -> None:
+    for saved in build_model(demo_config, TEXTS, 16000, seed=1):
+        saved.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (config if part is None else config[part])[key] = "someone/kernels"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=f"asks for {key}, which may load code"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["[1]", '"text"', "{", "{}", '{"model_type": "bert"}'])
+def test_a_config_of_something_else_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"no readable config\.json|holds a model of type 'bert'"):
+        load_model(tmp_path)
+
+
+def test_weights_may_not_lie_elsewhere(demo_config: ModelConfig, tmp_path: Path) -> None:
+    for saved in build_model(demo_config, TEXTS, 16000, seed=1):
+        saved.save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").rename(tmp_path / "outside.safetensors")
+    names = dict.fromkeys(load_file(tmp_path / "outside.safetensors"), "../outside.safetensors")
+    index = tmp_path / "model" / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    with pytest.raises(CheckpointError, match=r"names files outside its folder \(\.\./outside\.safetensors\)"):
+        load_model(tmp_path / "model")
+
+
+def test_a_folder_of_an_older_feature_extractor_is_named(demo_config: ModelConfig, tmp_path: Path) -> None:
+    model, processor = build_model(demo_config, TEXTS, 16000, seed=1)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "processor_config.json").read_text())
+    settings["feature_extractor"] = Wav2Vec2FeatureExtractor().to_dict()
+    (tmp_path / "processor_config.json").write_text(json.dumps(settings))
+    with pytest.raises(CheckpointError, match="written by an older psclap, with a Wav2Vec2FeatureExtractor"):
+        load_model(tmp_path)

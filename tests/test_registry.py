@@ -105,6 +105,16 @@ def test_a_version_is_downloaded_once(checkpoint: Path) -> None:
     assert os.path.samestat((first / "model.safetensors").stat(), before)
 
 
+def test_only_models_are_pulled_and_what_is_pulled_is_whole(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes").mkdir()
+    with pytest.raises(CheckpointError, match="no checkpoint folder"):
+        fetch.pull(str(tmp_path / "notes"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    shutil.copytree(checkpoint, tmp_path / "bare", ignore=shutil.ignore_patterns("*.py"))  # as the Hub is fetched
+    fetch.pull(str(tmp_path / "bare"), tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {path.name for path in checkpoint.iterdir()}
+
+
 def test_pull_touches_no_folder_with_files(checkpoint: Path, tmp_path: Path) -> None:
     push_model(checkpoint, "kept")
     (tmp_path / "mine.txt").write_text("mine")

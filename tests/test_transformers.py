@@ -120,6 +120,13 @@ def test_wrong_calls_say_what_is_wrong(folder: Path) -> None:
         processor(audio=np.zeros((1, 9000, 2)))
     with pytest.raises(ValueError, match="give text, audio, or both"):
         processor()
+    with pytest.raises(PsclapError, match="unknown arguments sample_rate"):
+        processor(audio=WAVES, sample_rate=44100)
+    with pytest.raises(PsclapError, match="unknown arguments max_length"):
+        processor(text=TEXTS, truncation=True, max_length=3)
+    for nothing in ({"audio": []}, {"text": []}):
+        with pytest.raises(PsclapError, match="at least one"):
+            processor(**nothing)
     with pytest.raises(PsclapError, match="one text for each clip"):
         model(**processor(text=TEXTS, audio=WAVES[:2]), return_loss=True)
     with pytest.raises(PsclapError, match="embed_audio needs"):

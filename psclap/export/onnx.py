@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -85,14 +86,14 @@ def _write(path: Path, model: ParaSpeechCLAPModel, kind: str, batches: Iterator[
     example = next(batch for batch in batches if all(len(tensor) > 1 for tensor in batch.values()))
     tower = _Tower(model, kind, list(example)).eval()
     size = sum(parameter.nbytes for parameter in getattr(model, f"{kind}_model").parameters())
-    any_size = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}  # rows, and samples or tokens
+    sizes = [_any_size(tensor, mask=list(example.values())[-1]) for tensor in example.values()]
     with _quietly():
         try:
             program = torch.onnx.export(
                 tower,
                 tuple(example.values()),
                 dynamo=True,
-                dynamic_shapes=(any_size, any_size),
+                dynamic_shapes=tuple(sizes),
                 input_names=list(example),
                 output_names=[f"{kind}_embeds"],
                 opset_version=_OPSET,
@@ -100,11 +101,18 @@ def _write(path: Path, model: ParaSpeechCLAPModel, kind: str, batches: Iterator[
             )
         except torch.onnx.errors.OnnxExporterError as error:
             encoder = getattr(model, f"{kind}_model").config.model_type
+            reason = (str(error.__cause__).strip().splitlines() or ["no reason given"])[0]
             raise PsclapError(
-                f"torch cannot write the encoder {encoder} as ONNX; export the model as bf16 ({error.__cause__})"
+                f"torch cannot write the encoder {encoder} as ONNX; export the model as bf16 ({reason})"
             ) from error
         assert program is not None
         program.save(path, external_data=size > _MAX_BYTES)
+
+
+def _any_size(tensor: torch.Tensor, mask: torch.Tensor) -> dict[int, Any]:
+    """Any number of rows, and of samples, frames or tokens; but for Whisper, whose features have one length."""
+    rows = {0: torch.export.Dim.DYNAMIC}
+    return rows if tensor.shape[-1] == mask.shape[1] and tensor.ndim > 2 else {**rows, 1: torch.export.Dim.DYNAMIC}
 
 
 def _embeddings(folder: Path, processor: ParaSpeechCLAPProcessor) -> np.ndarray:

@@ -44,6 +44,9 @@ def build_model(
         audio_model=encoder_for(config.speech, audio_config),
         text_model=encoder_for(config.text, text_config),
     )
+    for of_tower in (model.config.audio_config, model.config.text_config):
+        if Path(of_tower.name_or_path).exists():  # where an encoder lay on this machine is nobody's business
+            of_tower.name_or_path = ""
     extractor = feature_extractor_for(audio_config, config.speech.pretrained, sample_rate_hz, config.normalise_audio)
     return model, ParaSpeechCLAPProcessor(extractor, tokenizer)
 
@@ -54,7 +57,7 @@ def load_model(folder: Path | str) -> tuple[ParaSpeechCLAPModel, ParaSpeechCLAPP
     Raises CheckpointError where the folder is none, is of another architecture, or lacks weights.
     """
     folder = Path(folder)
-    _check_is_ours(folder)
+    check_is_ours(folder)
     try:
         with no_progress_bars():
             # A folder may come from anywhere: neither a pickle nor code of it is ever loaded.
@@ -75,10 +78,14 @@ def load_model(folder: Path | str) -> tuple[ParaSpeechCLAPModel, ParaSpeechCLAPP
     return model.eval(), processor
 
 
-def _check_is_ours(folder: Path) -> None:
+def check_is_ours(folder: Path) -> None:
+    """Raises CheckpointError for a folder whose config.json is of no model of ours, or asks for more than weights."""
     try:
-        model_type = json.loads((folder / "config.json").read_text())["model_type"]
-    except (OSError, ValueError, KeyError) as error:
+        config = json.loads((folder / "config.json").read_text())
+        model_type = config["model_type"]
+        parts = [config, *(config[name] for name in ParaSpeechCLAPConfig.sub_configs if name in config)]
+        asked = sorted({key for part in parts for key in part if key.lstrip("_") in _NOT_TAKEN})
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{folder} is no checkpoint folder: it has no readable config.json; give the folder that training "
             "wrote (such as models/combined) or a models:/ URI"
@@ -88,3 +95,17 @@ def _check_is_ours(folder: Path) -> None:
             f"{folder} holds a model of type {model_type!r}, not {ParaSpeechCLAPConfig.model_type!r}; "
             "give a folder that `psclap` trained"
         )
+    if asked:
+        raise CheckpointError(f"{folder}: config.json asks for {', '.join(asked)}, which may load code; remove it")
+    _check_parts(folder / "model.safetensors.index.json")
+
+
+def _check_parts(index: Path) -> None:
+    """Raises CheckpointError where weights in several files are said to lie elsewhere."""
+    names = json.loads(index.read_text())["weight_map"].values() if index.is_file() else ()
+    if elsewhere := sorted({str(name) for name in names if Path(str(name)).name != name}):
+        raise CheckpointError(f"{index} names files outside its folder ({elsewhere[0]}); fetch the model again")
+
+
+_NOT_TAKEN = ("attn_implementation", "attn_implementation_internal", "quantization_config")
+"""Settings of config.json by which transformers would load kernels or packages."""

@@ -47,8 +47,10 @@ def dual_config_for(
 
 def encoder_config_of(encoder: EncoderConfig) -> PreTrainedConfig:
     config = _pretrained(AutoConfig, encoder.pretrained) if encoder.pretrained else _fresh_config(encoder)
-    # Layers and inputs dropped at random are no part of the published recipe.
-    for name, value in {"layerdrop": 0.0, "encoder_layerdrop": 0.0, "apply_spec_augment": False}.items():
+    # Layers and inputs dropped at random are no part of the published recipe; adapters, which shorten the frames for
+    # a decoder, would let padding into them.
+    unused = {"layerdrop": 0.0, "encoder_layerdrop": 0.0, "apply_spec_augment": False, "add_adapter": False}
+    for name, value in unused.items():
         if hasattr(config, name):
             setattr(config, name, value)
     return config
@@ -119,6 +121,7 @@ def feature_extractor_for(
         num_samples = 1
         for taps, stride in reversed(list(zip(config.conv_kernel, config.conv_stride, strict=True))):
             num_samples = (num_samples - 1) * stride + taps
+        _check_rate(config.model_type, _rate_of(pretrained), sample_rate_hz)
         return ParaSpeechCLAPFeatureExtractor(sample_rate_hz, normalise, num_samples / sample_rate_hz)
     make_features = _FEATURES.get(config.model_type)
     if make_features is None:
@@ -126,20 +129,43 @@ def feature_extractor_for(
             sample_rate_hz, normalise, getattr(config, "window_length", 1) / sample_rate_hz
         )
     features = _pretrained(AutoFeatureExtractor, pretrained) if pretrained else make_features(config)
-    if features.sampling_rate != sample_rate_hz:
-        raise PsclapError(
-            f"model.speech: {config.model_type} hears {features.sampling_rate} Hz and the shards hold "
-            f"{sample_rate_hz} Hz; set shard.sample_rate_hz to {features.sampling_rate}"
-        )
+    _check_rate(config.model_type, features.sampling_rate, sample_rate_hz)
     longest_s = getattr(features, "chunk_length", None)
     return ParaSpeechCLAPFeatureExtractor(sample_rate_hz, False, _MIN_MEL_DURATION_S, longest_s, features.to_dict())
 
 
+def _rate_of(pretrained: str | None) -> int | None:
+    """The rate that a pretrained encoder of waves was trained at, where its folder says so."""
+    if pretrained is None:
+        return None
+    try:
+        settings, _ = FeatureExtractionMixin.get_feature_extractor_dict(pretrained)
+    except (OSError, ValueError):  # it has none
+        return None
+    return settings.get("sampling_rate")
+
+
+def _check_rate(model_type: str, hears_hz: int | None, sample_rate_hz: int) -> None:
+    if hears_hz is not None and hears_hz != sample_rate_hz:
+        raise PsclapError(
+            f"model.speech: {model_type} hears {hears_hz} Hz and the shards hold {sample_rate_hz} Hz; "
+            f"set shard.sample_rate_hz to {hears_hz}"
+        )
+
+
+def _whisper_features(config: PreTrainedConfig) -> FeatureExtractionMixin:
+    frames_per_s = 50
+    if config.max_source_positions % frames_per_s:
+        raise PsclapError(
+            f"model.speech.config: max_source_positions {config.max_source_positions} must be whole seconds, of "
+            f"{frames_per_s} positions each; 1500 is Whisper's own"
+        )
+    return WhisperFeatureExtractor(config.num_mel_bins, chunk_length=config.max_source_positions // frames_per_s)
+
+
 _MIN_MEL_DURATION_S = 0.05  # two steps of the encoder, whose features are normalised over a clip's frames
 _FEATURES: Mapping[str, Callable[[Any], FeatureExtractionMixin]] = {
-    "whisper": lambda config: WhisperFeatureExtractor(
-        config.num_mel_bins, chunk_length=config.max_source_positions * 2 * 160 // 16000
-    ),
+    "whisper": _whisper_features,
     "wav2vec2-bert": lambda config: SeamlessM4TFeatureExtractor(config.feature_projection_input_dim // 2),
 }
 """The features of encoders that take no waves, by model type, where there is no pretrained one to ask."""

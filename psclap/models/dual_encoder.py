@@ -45,6 +45,7 @@ class ParaSpeechCLAPModel(PreTrainedModel):
     config_class = ParaSpeechCLAPConfig
     main_input_name = "input_values"
     supports_gradient_checkpointing = True
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True  # the encoders say for themselves
     # In a folder of bfloat16 weights: little memory, and what the embeddings depend on most.
     _keep_in_fp32_modules_strict = ("norm", "Norm", "_projection.l", "logit_", "mel_filters", "window")
 
@@ -181,16 +182,18 @@ class ParaSpeechCLAPModel(PreTrainedModel):
 
 
 def _takes_a_whole_mask(config: PreTrainedConfig) -> bool:
-    """Whether every layer attends to all tokens: where some attend to near ones only, the mask is transformers' own."""
-    settings = ("sliding_window", "local_attention", "layer_types", "is_decoder", "is_encoder_decoder")
-    return config._attn_implementation == "sdpa" and not any(getattr(config, name, None) for name in settings)
+    """Whether every token attends to all: elsewhere (to earlier or near ones only) the mask is transformers' own."""
+    is_whole = config.model_type in _ATTEND_TO_ALL and not getattr(config, "is_decoder", False)
+    return is_whole and config._attn_implementation == "sdpa"
+
+
+_ATTEND_TO_ALL = ("bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta")
 
 
 def _precision_of(encoder: PreTrainedModel) -> AbstractContextManager[Any]:
-    """Autocast for bfloat16 weights; else whatever the caller has chosen."""
-    if encoder.dtype == torch.bfloat16:
-        return torch.autocast(encoder.device.type, torch.bfloat16)
-    return nullcontext()
+    """Autocast for weights in 16 bits; else whatever the caller has chosen."""
+    dtypes = {parameter.dtype for parameter in encoder.parameters()} & {torch.bfloat16, torch.float16}
+    return torch.autocast(encoder.device.type, dtypes.pop()) if dtypes else nullcontext()
 
 
 def _embed(hidden_BFH: torch.Tensor, mask_BF: torch.Tensor, pooling: str, projection: Projection) -> torch.Tensor:

@@ -5,7 +5,7 @@ Axes: B clips, T samples, F frames of features, M mel bins.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,19 +56,23 @@ class ParaSpeechCLAPFeatureExtractor(FeatureExtractionMixin):
         audio: Any,
         sampling_rate: int | None = None,
         return_tensors: str | None = None,
-        **_: Any,
+        **others: Any,
     ) -> BatchFeature:
         """One clip, or a list of them, to a BatchFeature. Clips are always padded to the longest, and never cut.
 
         A clip is a mono wave of floats, or a path or URL, which transformers then decodes. Raises PsclapError
-        (a ValueError) for a wave of another rate, shape or type, and for clips too short or too long.
+        (a ValueError) for a wave of another rate, shape or type, for clips too short or too long, and for arguments
+        that are not known.
         """
+        refuse_unknown(others, ("padding", "return_attention_mask"))
         if sampling_rate is not None and sampling_rate != self.sampling_rate:
             raise PsclapError(
                 f"the model hears {self.sampling_rate} Hz and the audio has {sampling_rate} Hz; resample it, "
                 "or let psclap's Embedder do so"
             )
-        several = audio if isinstance(audio, (list, tuple)) and not isinstance(audio[0], float) else [audio]
+        several = [audio] if not isinstance(audio, (list, tuple)) or _is_wave(audio) else audio
+        if not several:
+            raise PsclapError("there is no clip; give at least one")
         return BatchFeature(self.batch([self._wave(one) for one in several]), tensor_type=return_tensors)
 
     def _wave(self, audio: Any) -> np.ndarray:
@@ -120,3 +124,13 @@ class ParaSpeechCLAPFeatureExtractor(FeatureExtractionMixin):
                 f"too long: it has {duration_s:.1f} s, and the speech encoder hears {self.max_duration_s:g} s at most; "
                 "cut it into windows"
             )
+
+
+def _is_wave(values: Sequence[Any]) -> bool:
+    return len(values) > 0 and isinstance(values[0], float)
+
+
+def refuse_unknown(arguments: Mapping[str, Any], known: Sequence[str]) -> None:
+    """Raises PsclapError for a misspelt argument, which would else do nothing."""
+    if unknown := sorted(set(arguments) - set(known)):
+        raise PsclapError(f"unknown arguments {', '.join(unknown)}: clips are padded to the longest and never cut")

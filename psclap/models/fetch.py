@@ -14,9 +14,11 @@ from pathlib import Path
 
 from psclap.errors import PsclapError
 from psclap.files import atomic_folder, check_folder_writable
+from psclap.remote_code import write_code
 
 _HUB_NAME = re.compile(r"(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
 _HUB_FILES = ["*.json", "*.txt", "*.safetensors", "*.model", "*.md"]  # no pickles, and no code
+_MAX_PATH_LENGTH = 250  # of a name in a folder, as file systems have it
 _FETCHERS, _STORES = "psclap.model_fetchers", "psclap.model_stores"
 
 
@@ -26,7 +28,7 @@ def fetch(model: Path | str) -> Path:
     `model` is a folder, a URI such as models:/NAME/VERSION or models:/NAME@ALIAS, or a name on the Hub
     (USER/NAME, or USER/NAME@REVISION) where there is no such folder. Raises PsclapError where it cannot be had.
     """
-    if isinstance(model, Path) or Path(model).exists():
+    if isinstance(model, Path) or (len(model) < _MAX_PATH_LENGTH and Path(model).exists()):
         return Path(model)
     if ":/" in model:
         return _fetch_uri(model)
@@ -46,8 +48,13 @@ def pull(model: str, folder: Path) -> None:
     source = fetch(model)
     if not source.is_dir():
         raise PsclapError(f"there is no model {model!r}: it is no folder, no models:/ URI and no name on the Hub")
+    from psclap.models.build import check_is_ours
+
+    check_is_ours(source)
     with atomic_folder(folder) as partial:
         shutil.copytree(source, partial, dirs_exist_ok=True)
+        if not any(partial.glob("*.py")):  # the Hub's is left there; ours lets the folder load without psclap
+            write_code(partial)
 
 
 def push(folder: Path, name: str, alias: str | None = None) -> str:

@@ -74,7 +74,7 @@ def import_checkpoint(
     weights = _fitting(file, found, model.state_dict())
     converted = Counter(str(weight.dtype).removeprefix("torch.") for weight in weights.values())
     del converted["float32"]
-    model.load_state_dict({key: weight.float() for key, weight in weights.items()}, assign=True)
+    model.load_state_dict(_unshared(weights), assign=True)
     with atomic_folder(folder) as partial, no_progress_bars():
         try:
             model.save_pretrained(partial)
@@ -83,6 +83,16 @@ def import_checkpoint(
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"cannot write {folder}: {error}; is the disk full?") from error
     return Imported(len(weights), model.num_parameters(), left_out, dict(converted))
+
+
+def _unshared(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights in float32, no two of them in one place: safetensors does not write such."""
+    places: set[int] = set()
+    own = {}
+    for key, weight in weights.items():
+        own[key] = weight.clone() if weight.data_ptr() in places else weight
+        places.add(weight.data_ptr())
+    return {key: weight.float() for key, weight in own.items()}
 
 
 def _empty_model(
@@ -151,6 +161,8 @@ def _misfit(tensor: torch.Tensor, expected: torch.Tensor | None, is_there: bool)
         return "of the wrong shape", f"{shape} instead of {_shape(expected)}"
     if not tensor.is_floating_point() or tensor.layout != torch.strided:
         return "not of dense floating-point numbers", f"{tensor.dtype}, {tensor.layout}".replace("torch.", "")
+    if not tensor.isfinite().all():
+        return "not finite", shape
     return None
 
 

@@ -37,6 +37,7 @@ class LogMelConvModel(PreTrainedModel):
 
     config_class = LogMelConvConfig
     main_input_name = "input_values"
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True  # it has no attention, and stops no one's choice
 
     def __init__(self, config: LogMelConvConfig):
         super().__init__(config)

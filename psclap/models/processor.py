@@ -9,6 +9,11 @@ import numpy as np
 import torch
 from transformers import BatchFeature, ProcessorMixin
 
+from psclap.errors import PsclapError
+from psclap.models.feature_extractor import refuse_unknown
+
+_OF_OTHER_KINDS = ("images_kwargs", "videos_kwargs", "common_kwargs")  # as sentence-transformers gives them
+
 
 class ParaSpeechCLAPProcessor(ProcessorMixin):
     """A feature extractor for the speech and the text encoder's tokenizer."""
@@ -24,13 +29,14 @@ class ParaSpeechCLAPProcessor(ProcessorMixin):
         sampling_rate: int | None = None,
         return_tensors: str | None = None,
         audio_kwargs: Mapping[str, Any] | None = None,
-        **_: Any,
+        **others: Any,
     ) -> BatchFeature:
         """Texts, clips or both to the model's arguments; both are padded to the longest.
 
         Texts are cut at the model's length, clips never. `audio_kwargs` may hold the sampling rate, as in transformers'
-        processors. Raises PsclapError as the feature extractor does.
+        processors. Raises PsclapError as the feature extractor does, and for arguments that are not known.
         """
+        refuse_unknown(others, ("padding", "truncation", "text_kwargs", *_OF_OTHER_KINDS))
         inputs: dict[str, Any] = {}
         if audio is not None:
             inputs |= self.feature_extractor(audio, **{"sampling_rate": sampling_rate, **(audio_kwargs or {})})
@@ -46,6 +52,8 @@ class ParaSpeechCLAPProcessor(ProcessorMixin):
 
     def texts(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
         """Texts to `input_ids` and `attention_mask`, both (N, L); long ones are cut at the model's length."""
+        if not len(texts) or not all(isinstance(text, str) for text in texts):
+            raise PsclapError("texts must be strings, and at least one")
         encoding = self.tokenizer(
             list(texts), padding=True, truncation=True, return_token_type_ids=False, return_tensors="pt"
         )
