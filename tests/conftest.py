@@ -42,6 +42,16 @@ WAVLM = {
 }
 """A WavLM of real shape and little size, for encoders 'from a config'."""
 
+XLM_R = {
+    "model_type": "xlm-roberta",
+    "hidden_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 96,
+    "max_position_embeddings": 70,
+}
+"""And an XLM-R."""
+
 
 SHARDING = ShardConfig(
     url=None,

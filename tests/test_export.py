@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import WAVLM
+from conftest import WAVLM, XLM_R
 from safetensors.torch import load_file
 from test_encoders import SPEECH, TEXT
 
@@ -26,14 +26,6 @@ from psclap.export.session import OnnxModel
 from psclap.models.build import build_model
 
 TEXTS = ("a deep voice", "a woman who whispers, slowly and with long pauses", "?", "a raspy, loud man")
-XLM_R = {
-    "model_type": "xlm-roberta",
-    "hidden_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 96,
-    "max_position_embeddings": 70,
-}
 OVER_TIME = WAVLM | {"feat_extract_norm": "group", "do_stable_layer_norm": False}
 
 

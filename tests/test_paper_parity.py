@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
-from conftest import WAVLM
+from conftest import WAVLM, XLM_R
 from published import Array, normalised, projected, to_numpy
 
 from psclap.config import PRESETS_FOLDER, EncoderConfig, load_params
@@ -20,15 +20,7 @@ from psclap.models.dual_encoder import ParaSpeechCLAPModel
 from psclap.training.batch import Batch, Example
 from psclap.training.task import ContrastiveTask
 
-XLM_R = {
-    "model_type": "xlm-roberta",
-    "hidden_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 96,
-    "max_position_embeddings": 70,
-    "initializer_range": 0.3,  # large, so that texts of different words differ
-}
+TEXT_ENCODER = XLM_R | {"initializer_range": 0.3}  # large, so that texts of different words differ
 TAGS = ("husky", "British", "male")
 CAPTIONS = ("A husky man.", "A British woman speaks.", "A husky man.", "Somebody from Britain, male.", "Who is it?")
 TAGS_OF = (("husky", "male"), ("British",), ("husky", "male"), ("British", "male"), ())
@@ -55,7 +47,7 @@ def setting() -> Setting:
     model_config = replace(
         params.model,
         speech=EncoderConfig(pooling=params.model.speech.pooling, config=WAVLM),
-        text=EncoderConfig(pooling=params.model.text.pooling, config=XLM_R),
+        text=EncoderConfig(pooling=params.model.text.pooling, config=TEXT_ENCODER),
         tokenizer_vocab_size=256,
         max_text_tokens=64,
     )
