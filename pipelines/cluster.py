@@ -50,7 +50,8 @@ def ray_map(function: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[
     """Yields `function(job)` for each job as it is done, one core each, wherever the cluster has one free.
 
     A job whose worker or node dies is run again elsewhere. The first exception of a job is raised here, and what
-    has not begun is dropped; PsclapError for a job over which every worker dies.
+    has not been handed out is dropped; PsclapError for a job over which every worker dies. The few that are running
+    then end with the session: `ray.cancel` of a task that is just done can end the driver (ray-project/ray#54738).
     """
     import ray
 
@@ -70,9 +71,6 @@ def ray_map(function: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[
             f"{_MAX_RETRIES + 1} worker processes died over {getattr(job, 'name', job)}; memory that runs out is the "
             f"usual reason. Ray says: {error}"
         ) from error
-    finally:
-        for reference in running:
-            ray.cancel(reference)
 
 
 def num_cpus() -> int:
