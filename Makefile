@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: setup demo test lint check clean
+.PHONY: setup demo test test-slow test-rest lint check clean
 
 setup: $(INSTALLED)
 
@@ -25,8 +25,16 @@ demo: setup
 	@echo '  psclap score data/corpus/audio/demo-test-0000[0-3].flac --text "a soft, slow female voice"'
 	@echo '  mlflow ui --backend-store-uri sqlite:///mlflow/mlflow.db      runs, curves, registered models'
 
+# The end-to-end runs wait more than they compute: the rest goes on beside them. Each is shown when it has ended.
 test: setup
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
+	@echo 'The tests run for about a quarter of an hour, in two processes; what they say comes when they end.'
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-slow test-rest
+
+test-slow: setup
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m slow
+
+test-rest: setup
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m "not slow"
 
 lint: setup
 	$(BIN)/ruff check .

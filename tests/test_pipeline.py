@@ -23,6 +23,8 @@ from mlflow.entities.model_registry import ModelVersion
 
 from psclap.embedding import Embedder
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 

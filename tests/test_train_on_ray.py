@@ -24,6 +24,8 @@ from psclap.config import PRESETS_FOLDER, CheckpointConfig, parse_params
 from psclap.errors import PsclapError
 from psclap.training.journal import Journal
 
+pytestmark = pytest.mark.slow
+
 STEPS = 120
 
 

@@ -22,6 +22,8 @@ from psclap.training.checkpoint import read_progress
 from psclap.training.spec import Training
 from psclap.training.store import CheckpointStore
 
+pytestmark = pytest.mark.slow
+
 Params = dict[str, Any]
 
 _WORKER = """

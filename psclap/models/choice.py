@@ -46,6 +46,7 @@ def dual_config_for(
 
 
 def encoder_config_of(encoder: EncoderConfig) -> PreTrainedConfig:
+    """The configuration of a tower's encoder. Raises PsclapError for one that cannot be loaded or made."""
     config = _pretrained(AutoConfig, encoder.pretrained) if encoder.pretrained else _fresh_config(encoder)
     # Layers and inputs dropped at random are no part of the published recipe; adapters, which shorten the frames for
     # a decoder, would let padding into them.
@@ -78,6 +79,7 @@ def check_encoders(config: ModelConfig) -> None:
 
 
 def encoder_for(encoder: EncoderConfig, config: PreTrainedConfig) -> PreTrainedModel:
+    """A tower's encoder, fresh or pretrained and in float32. Raises PsclapError where weights are missing."""
     if encoder.pretrained is None:
         return new_encoder(config)
     # fp32 whatever the stored type: the published recipe trains in it, and both towers must agree.
@@ -106,6 +108,7 @@ def _pretrained(auto_class: type, name: str, **kwargs):  # type: ignore[no-untyp
 
 
 def tokenizer_for(config: ModelConfig, texts: Iterable[str]) -> PreTrainedTokenizerBase:
+    """The pretrained text encoder's tokenizer, or one trained on `texts`."""
     if config.text.pretrained is not None:
         tokenizer = _pretrained(AutoTokenizer, config.text.pretrained)
         return as_text_tokenizer(tokenizer, config.max_text_tokens)
