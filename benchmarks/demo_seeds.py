@@ -23,6 +23,7 @@ from psclap.config import load_params
 from psclap.embedding import Embedder
 from psclap.evaluation.evaluate import TestSets
 from psclap.shards.index import ShardIndex
+from psclap.training.dual_encoder import DualEncoderRecipe
 from psclap.training.spec import Training
 
 
@@ -45,7 +46,7 @@ def main() -> None:
                 model = Path(folder) / f"{variant}-{seed}"
                 run = Run(
                     name=variant,
-                    training=Training(arguments.shards.absolute(), params.model, config, seed),
+                    training=Training(arguments.shards.absolute(), DualEncoderRecipe(params.model, config), seed),
                     resources=dataclasses.replace(params.resources, max_failures=0),
                     storage=Path(folder) / "runs",
                     store=TrackingStore.at(Path(folder) / "mlflow"),
@@ -53,7 +54,7 @@ def main() -> None:
                     tags={},
                 )
                 train_variant(run, model)
-                result = test_sets.evaluate(Embedder(model))
+                result = test_sets.evaluate(Embedder(model)).results
                 recalls = [scores["audio_to_text"] for scores in result["retrieval"].values()]
                 cells = [f"{100 * r['R@1']:.1f} / {100 * r['R@10']:.1f}" for r in recalls]
                 cells += [f"{100 * result['classification'][name]['UAR']:.1f}" for name in attributes]

@@ -91,7 +91,7 @@ def forms(model: Path, folder: Path, arguments: argparse.Namespace) -> list[Form
     quantised(folder / "onnx", folder / "int8")
     found = []
     for name, path in (("fp32", model), ("bf16", folder / "bf16")):
-        embedder = Embedder(path, batch_size=arguments.batch, device="cpu")
+        embedder = Embedder(path, "cpu", batch_s=1e6)  # whatever `one_pass` gives it at once
         weights = (path / "model.safetensors").stat().st_size
         found.append(Form(name, weights, embedder.embed_audio, embedder.embed_text))
     for name in ("onnx", "int8"):

@@ -25,7 +25,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from psclap.config import PRESETS_FOLDER, ComputeConfig, EncoderConfig, load_params
+from psclap.config import PRESETS_FOLDER, EncoderConfig, load_params
+from psclap.loop_config import ComputeConfig
 from psclap.models.build import build_model
 from psclap.training.batch import Batch, Example
 from psclap.training.task import ContrastiveTask

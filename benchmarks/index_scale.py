@@ -77,6 +77,7 @@ def _chunk(numbers: np.ndarray) -> pa.Table:
         "classification_tags": _lists(pa.array([], pa.string()), 0, size),
         "transcript": pc.binary_join_element_wise("What the speaker said in clip", texts, " "),
         "language": _same("en", size),
+        "phonemes": _lists(pa.array([], pa.string()), 0, size),
         "shard": pc.binary_join_element_wise(
             "train-", pc.utf8_lpad(pc.cast(pa.array(numbers // _CLIPS_PER_SHARD), pa.string()), 5, "0"), ".tar", ""
         ),
@@ -101,8 +102,9 @@ def measure(folder: Path, way: str) -> dict[str, list[float]]:
     """Seconds, MB after and peak MB of each step; runs in a process of its own."""
     from dataclasses import replace
 
-    from psclap.config import PRESETS_FOLDER, LoadingConfig, SamplingConfig, load_params
+    from psclap.config import PRESETS_FOLDER, load_params
     from psclap.loader import Loader, Position
+    from psclap.loop_config import LoadingConfig, SamplingConfig
     from psclap.shards.index import ShardIndex
     from psclap.training.data import build_stream
 

@@ -18,8 +18,8 @@ import numpy as np
 from loader_systems import CAPTION_SET, FILES_MANIFEST, SAMPLE_RATE_HZ, SPLIT, import_streaming
 
 from psclap import audio
-from psclap.config import ShardConfig
 from psclap.corpora import build_corpus
+from psclap.data_config import ShardConfig
 from psclap.parallel import process_map
 from psclap.schema import INDEX_SCHEMA, Caption, Utterance, utterances_to_table
 from psclap.shards.index import ShardIndex

@@ -106,8 +106,8 @@ class Ours:
     """psclap.loader.Loader. Everything here that knows psclap's API of loading."""
 
     def __init__(self, setting: Setting, state: dict[str, Any] | None):
-        from psclap.config import LoadingConfig, SamplingConfig
         from psclap.loader import Loader, Position, Stream
+        from psclap.loop_config import LoadingConfig, SamplingConfig
         from psclap.sampling import Examples
         from psclap.shards.index import ShardIndex
 

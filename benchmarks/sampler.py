@@ -35,7 +35,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from psclap.config import SamplingConfig
+from psclap.loop_config import SamplingConfig
 from psclap.sampling import EpochPlan, Examples, class_balance
 
 _OURS = "psclap"

@@ -26,8 +26,8 @@ import soundfile
 from pipelines.cluster import ray_session
 from pipelines.shard import build_shards
 from psclap import audio
-from psclap.config import ShardConfig
 from psclap.corpora import build_corpus
+from psclap.data_config import ShardConfig
 from psclap.parallel import available_cpus, process_map
 from psclap.schema import Caption, Utterance, utterances_to_table
 

@@ -25,7 +25,9 @@ import psutil
 
 from pipelines.tracking import TrackingStore
 from pipelines.train import Run, train_variant
-from psclap.config import CheckpointConfig, load_params
+from psclap.config import load_params
+from psclap.loop_config import CheckpointConfig
+from psclap.training.dual_encoder import DualEncoderRecipe
 from psclap.training.journal import Journal
 from psclap.training.spec import Training
 
@@ -39,9 +41,8 @@ def small_run(folder: Path, shards: Path, steps: int) -> Run:
         params.train["intrinsic"], max_steps=steps, validate_every=steps // 5, ema_decay=0.99, log_every=10
     )
     model = dataclasses.replace(params.model, projection_dropout=0.1)
-    training = Training(
-        shards, model, config, params.seed, checkpoints=CheckpointConfig(every_steps=20), hang_timeout_s=60.0
-    )
+    recipe = DualEncoderRecipe(model, config)
+    training = Training(shards, recipe, params.seed, checkpoints=CheckpointConfig(every_steps=20), hang_timeout_s=60.0)
     resources = dataclasses.replace(params.resources, max_failures=1000)
     store = TrackingStore.at(folder / "mlflow")
     return Run("soak", training, resources, folder / "runs", store, "soak", tags={})

@@ -44,7 +44,8 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import WavLMConfig, WavLMModel, XLMRobertaConfig, XLMRobertaModel
 
-from psclap.config import PRESETS_FOLDER, ComputeConfig, load_params
+from psclap.config import PRESETS_FOLDER, load_params
+from psclap.loop_config import ComputeConfig
 from psclap.markdown import table
 from psclap.model_config import ParaSpeechCLAPConfig
 from psclap.models.dual_encoder import ParaSpeechCLAPModel
@@ -242,20 +243,21 @@ def measured_peak(precision: str) -> float:
 
 def forward_flops(size: str, batch: Batch) -> float:
     """FLOP of the forward pass's matrix products and convolutions, over valid samples, frames and tokens."""
+    speech = sum(speech_flops(size, samples) for samples in batch.audio_mask.sum(1).tolist())
+    return speech + sum(transformer_flops(tokens, 768, 3072, 12) for tokens in batch.text_mask.sum(1).tolist())
+
+
+def speech_flops(size: str, samples: int) -> float:
+    """FLOP of one clip through the speech encoder."""
     speech = speech_config(size)
     width, channels = speech.hidden_size, [1, *speech.conv_dim]
-    total = 0.0
-    for samples in batch.audio_mask.sum(1).tolist():
-        frames = samples
-        for number, (taps, stride) in enumerate(zip(speech.conv_kernel, speech.conv_stride, strict=True)):
-            frames = (frames - taps) // stride + 1
-            total += 2 * frames * taps * channels[number] * channels[number + 1]
-        total += 2 * frames * channels[-1] * width
-        total += 2 * frames * width * width / speech.num_conv_pos_embedding_groups * speech.num_conv_pos_embeddings
-        total += transformer_flops(frames, width, speech.intermediate_size, speech.num_hidden_layers)
-    for tokens in batch.text_mask.sum(1).tolist():
-        total += transformer_flops(tokens, 768, 3072, 12)
-    return total
+    total, frames = 0.0, samples
+    for number, (taps, stride) in enumerate(zip(speech.conv_kernel, speech.conv_stride, strict=True)):
+        frames = (frames - taps) // stride + 1
+        total += 2 * frames * taps * channels[number] * channels[number + 1]
+    total += 2 * frames * channels[-1] * width
+    total += 2 * frames * width * width / speech.num_conv_pos_embedding_groups * speech.num_conv_pos_embeddings
+    return total + transformer_flops(frames, width, speech.intermediate_size, speech.num_hidden_layers)
 
 
 def transformer_flops(length: int, width: int, inner: int, layers: int) -> float:

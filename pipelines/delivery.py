@@ -22,6 +22,7 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from pipelines.tracking import TrackingStore, impatient, mlflow_name
+from psclap import log
 from psclap.errors import PsclapError
 from psclap.storage import redacted
 from psclap.training.journal import Journal, Record
@@ -56,20 +57,23 @@ def deliver(store: TrackingStore, journal: Journal) -> str:
 class Delivery:
     """Brings one journal to one store; `write` takes a line about what the store refuses for good."""
 
-    def __init__(self, store: TrackingStore, journal: Journal, write: Callable[[str], None] = print):
+    def __init__(self, store: TrackingStore, journal: Journal, write: Callable[[str], None] = log.warning):
         self._store, self._journal, self._write = store, journal, write
         self._client: MlflowClient | None = None
         self._run_id: str | None = None
         self._offset = 0
 
-    def send(self) -> str:
-        """Sends what the journal has and the run has not; returns the run's id. MLflow's exceptions pass through."""
+    def send(self, end: int | None = None) -> str:
+        """Sends what the journal has, up to a byte, and the run has not; returns the run's id.
+
+        MLflow's exceptions pass through.
+        """
         self._client = client = self._client or self._store.client()
         run_id, offset = self._run_id, self._offset
         if run_id is None:
             run_id, offset = _find_or_create(client, self._store, self._journal)
         self._run_id = None  # until all went well: after a failure only the store knows where things stand
-        for batch in _batches(self._journal, offset):
+        for batch in _batches(self._journal, offset, end):
             self._send(client, run_id, batch)
             client.set_tag(run_id, DELIVERED_TAG, str(batch.end), synchronous=True)
             offset = batch.end
@@ -130,10 +134,10 @@ class _Batch:
                 self.status, self.status_ms = record["status"], record["time_ms"]
 
 
-def _batches(journal: Journal, offset: int) -> Iterator[_Batch]:
+def _batches(journal: Journal, offset: int, until: int | None) -> Iterator[_Batch]:
     """The records from byte `offset` on. A status ends a batch, so that it is set after what came before it."""
     batch = _Batch(offset)
-    for record, end in journal.read(offset):
+    for record, end in journal.read(offset, until):
         batch.add(record, end)
         if batch.status or len(batch.metrics) >= _MAX_METRICS:
             yield batch
@@ -171,11 +175,13 @@ def main(folders: Sequence[str]) -> None:
     store = TrackingStore.at(Path("mlflow"))
     for folder in folders:
         run_id = deliver(store, Journal(Path(folder)))
-        print(f"{folder} is run {run_id} at {store}")
+        log.info(f"{folder} is run {run_id} at {store}", folder=folder, mlflow_run=run_id)
 
 
 if __name__ == "__main__":
     try:
+        log.begin("deliver")
         main(sys.argv[1:])
-    except PsclapError as error:
-        sys.exit(f"error: {error}")
+    except Exception as error:
+        log.failed(error)
+        sys.exit(1)

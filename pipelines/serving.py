@@ -37,7 +37,7 @@ class StyleModel(mlflow.pyfunc.PythonModel):
     def load_context(self, context: Any) -> None:
         """Loads the model. Raises PsclapError for limits in the environment that are none."""
         limits = Limits.of()
-        self._service = Service(Embedder(context.artifacts["model"], limits.batch_size), limits)
+        self._service = Service(Embedder(context.artifacts["model"], batch_s=limits.batch_s), limits)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """A row of output for each row of input. Raises MlflowException, which says what was wrong with them."""

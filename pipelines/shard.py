@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,9 +13,9 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.cluster import ray_map, ray_session
-from psclap import storage
-from psclap.config import ShardConfig
-from psclap.files import atomic_folder, check_folder_writable, write_json
+from psclap import log, storage
+from psclap.data_config import ShardConfig
+from psclap.files import alone, atomic_folder, check_folder_writable, write_json
 from psclap.shards import REJECTS_NAME, SUMMARY_NAME
 from psclap.shards.unit import Unit
 from psclap.shards.writer import ShardJob, fingerprint_of, split_into_units, write_shards
@@ -47,9 +46,10 @@ def build_shards(utterances: pa.Table, audio_folder: Path, config: ShardConfig, 
     local = ShardJob(utterances, audio_folder, config, str(work / "shards"), str(work / "receipts"))
     if config.url is not None:
         return _build_remote(local, config.url, output)
-    built = _build(local, work / "shards")
-    _move(work / "shards", output)
-    shutil.rmtree(work)
+    with alone(work.with_name(f"{work.name}.lock")):
+        built = _build(local, work / "shards")
+        _move(work / "shards", output)
+        shutil.rmtree(work)
     return built
 
 
@@ -99,4 +99,5 @@ def _counting(done: Iterable[None], units: int, clips: int) -> Iterator[None]:
         if now - last >= _SECONDS_BETWEEN_LINES:
             last = now
             left_s = (now - start) / number * (units - number)
-            print(f"shard: {number} of {units} parts, {clips} clips in all, {left_s:.0f} s left", file=sys.stderr)
+            line = f"shard: {number} of {units} parts, {clips} clips in all, {left_s:.0f} s left"
+            log.progress(line, done=number, parts=units, clips=clips, left_s=left_s)

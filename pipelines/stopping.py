@@ -14,12 +14,10 @@ ASK_EVERY = 10
 
 
 class StopFlag:
-    """A flag that the driver raises and a worker sees; it goes to the workers as it is. Needs a Ray session."""
+    """A flag that the driver raises and a worker sees; it goes to the workers as it is. `actor` is of a `Flag`."""
 
-    def __init__(self) -> None:
-        import ray
-
-        self._actor: Any = ray.remote(num_cpus=0)(_Flag).remote()
+    def __init__(self, actor: Any):
+        self._actor = actor
 
     def raise_(self) -> None:
         """Raises the flag."""
@@ -39,7 +37,9 @@ class StopFlag:
         return seen
 
 
-class _Flag:
+class Flag:
+    """The part of an actor that a `StopFlag` speaks to."""
+
     def __init__(self) -> None:
         self._raised = asyncio.Event()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, suppress
 from functools import partial
 
@@ -13,23 +14,22 @@ from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
 from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 
 from psclap.parallel import in_background
-from psclap.training.journal import JournalTracker
 
 PERIOD_S = 10.0
 """How often a sample is taken."""
 
 
-def system_metrics(tracker: JournalTracker) -> AbstractContextManager[None]:
-    """Samples this machine for the length of a `with` block, the last time at its end."""
-    return in_background(partial(_watch, tracker), "system metrics")
+def system_metrics(keep: Callable[[Mapping[str, float]], None]) -> AbstractContextManager[None]:
+    """Samples this machine for the length of a `with` block, the last time at its end; `keep` is given each sample."""
+    return in_background(partial(_watch, keep), "system metrics")
 
 
-def _watch(tracker: JournalTracker, done: threading.Event) -> None:
+def _watch(keep: Callable[[Mapping[str, float]], None], done: threading.Event) -> None:
     monitors, last = _monitors(), False
     _sample(monitors)  # processors are measured from one sample to the next of the same thread
     while not last:
         last = done.wait(PERIOD_S)
-        tracker.system(_sample(monitors))
+        keep(_sample(monitors))
 
 
 def _monitors() -> list[BaseMetricsMonitor]:

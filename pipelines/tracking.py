@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import mlflow
 import sqlalchemy
@@ -26,7 +26,6 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 STORE_NAME = "mlflow.db"
 
 _DATABASES = ("postgresql", "mysql", "sqlite", "mssql")
-_IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "60"}
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class TrackingStore:
         uri = os.environ.get("MLFLOW_TRACKING_URI")
         if uri:
             _check_uri(uri)
-            return cls(uri, None)
+            return cls(_without_credentials(uri), None)
         folder = folder.absolute()
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -68,7 +67,12 @@ class TrackingStore:
         experiment = client.get_experiment_by_name(name)
         if experiment:
             return experiment.experiment_id
-        return client.create_experiment(name, artifact_location=self.artifact_location)
+        try:
+            return client.create_experiment(name, artifact_location=self.artifact_location)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            return client.get_experiment_by_name(name).experiment_id  # another process was quicker
 
     def log_metrics(self, run_id: str, step: int, metrics: Mapping[str, float]) -> None:
         """Metrics of a run that is here already."""
@@ -78,12 +82,13 @@ class TrackingStore:
 
 
 @contextmanager
-def impatient() -> Iterator[None]:
-    """MLflow's requests end within a minute, without retries: by its own setting they go on for many minutes.
+def impatient(request_s: int = 60) -> Iterator[None]:
+    """MLflow's requests end within `request_s`, without retries: by its own setting they go on for many minutes.
 
     What the environment says already stands.
     """
-    ours = {name: value for name, value in _IMPATIENT.items() if name not in os.environ}
+    wanted = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": str(request_s)}
+    ours = {name: value for name, value in wanted.items() if name not in os.environ}
     os.environ |= ours
     try:
         yield
@@ -99,6 +104,17 @@ def mlflow_name(name: str) -> str:
     ('val/R_at_1', 'batch_share/high_ clear')
     """
     return re.sub(r"[^\w./: -]", "_", name.replace("@", "_at_"))
+
+
+def _without_credentials(uri: str) -> str:
+    """A server's URI; user and password that it holds move to MLflow's variables for them, which are not printed."""
+    parts = urlsplit(uri)
+    if parts.scheme not in ("http", "https") or parts.username is None:
+        return uri
+    os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(parts.username)
+    os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(parts.password or "")
+    os.environ["MLFLOW_TRACKING_URI"] = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    return os.environ["MLFLOW_TRACKING_URI"]
 
 
 def _check_uri(uri: str) -> None:

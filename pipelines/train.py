@@ -2,37 +2,38 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import psclap
 from pipelines.cluster import num_cpus, num_gpus, ray_session
+from pipelines.keeper import Keeper
 from pipelines.sender import reported
-from pipelines.stopping import RaySignals, StopFlag, run_until_stopped
-from pipelines.system_metrics import system_metrics
+from pipelines.stopping import run_until_stopped
 from pipelines.tracking import TrackingStore
-from psclap.config import ResourcesConfig
-from psclap.errors import PsclapError
-from psclap.files import atomic_folder, sync_folder
+from pipelines.worker import Worker, work
+from psclap import log
+from psclap.errors import PsclapError, first_line
+from psclap.files import alone, atomic_folder, library_sha256, sync_folder
+from psclap.loop_config import ResourcesConfig
 from psclap.shards.index import ShardIndex
 from psclap.storage import join
 from psclap.training.checkpoint import Progress, read_progress
 from psclap.training.journal import Journal, JournalTracker
-from psclap.training.loop import check_training, train
-from psclap.training.progress import say
+from psclap.training.journal_copy import JournalCopy
+from psclap.training.loop import check_training
 from psclap.training.spec import Training
 from psclap.training.store import CheckpointStore
-from psclap.training.tracker import NullTracker, Tracker
+
+if TYPE_CHECKING:
+    from ray.train import WorkerGroupError
 
 _JOURNAL_NAME = "journal"
 _FINISHED_NAME = "finished"
-_FAILURE_NAME = "failure.txt"
 
 
 @dataclass(frozen=True)
@@ -67,13 +68,17 @@ def train_variant(run: Run, model_folder: Path) -> Trained:
     """
     index = run.training.open_index()
     identity = _identity(run.training, index)
-    with ray_session():
+    # A stage lives on when only the `dvc` that started it is killed; two must not write to one journal.
+    with alone(run.storage / f"{run.name}.lock"), ray_session():
         workers = _num_workers(run.resources)
         check_training(run.training, index, workers)
         folder = run.storage.absolute() / f"{run.name}-{identity[:12]}"
         clear_finished(run, folder)
+        copy = _copy(run, folder)
+        if copy:
+            copy.restore()
         journal = Journal.start(folder / _JOURNAL_NAME, run.experiment, run.name)
-        with reported(journal, run.store, {**run.tags, "workers": str(workers)}):
+        with reported(journal, run.store, {**run.tags, "workers": str(workers)}, copy):
             _fit(run, folder, journal, workers)
             progress = _export_best(_store(run, folder), model_folder)
             uri = model_folder.absolute().as_uri()
@@ -93,7 +98,8 @@ def clear_finished(run: Run, folder: Path) -> None:
             _store(run, other).clear()
             shutil.rmtree(other)
         elif other != folder and not finished.is_file():
-            say(f"[{run.name}] {other} is of an unfinished training with other settings; remove it if it is not wanted")
+            unfinished = f"{other} is of an unfinished training with other settings; remove it if it is not wanted"
+            log.info(f"[{run.name}] {unfinished}", name=run.name)
 
 
 def _export_best(store: CheckpointStore, model_folder: Path) -> Progress:
@@ -112,11 +118,8 @@ def _export_best(store: CheckpointStore, model_folder: Path) -> Progress:
 
 
 def _identity(training: Training, index: ShardIndex) -> str:
-    digest = hashlib.sha256(json.dumps(training.identity(index), sort_keys=True).encode())
-    library = Path(psclap.__file__).parent
-    for source in sorted(library.rglob("*.py")):
-        digest.update(source.read_bytes())
-    return digest.hexdigest()
+    identity = json.dumps(training.identity(index), sort_keys=True)
+    return hashlib.sha256(f"{identity} {library_sha256()}".encode()).hexdigest()
 
 
 def _num_workers(resources: ResourcesConfig) -> int:
@@ -140,17 +143,16 @@ def _num_workers(resources: ResourcesConfig) -> int:
 def _fit(run: Run, folder: Path, journal: Journal, workers: int) -> None:
     """Trains to the end. Raises KeyboardInterrupt where a signal ended it before, with a checkpoint written."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchConfig
+
+    from pipelines.trainer import Trainer
 
     use_gpu = num_gpus() > 0
     threads = None if use_gpu else run.resources.threads_per_cpu_worker
-    flag, failure = StopFlag(), folder / _FAILURE_NAME
-    failure.unlink(missing_ok=True)
-    trainer = TorchTrainer(
-        _work,
-        train_loop_config={
-            "worker": _Worker(run.training, _store(run, folder), journal, flag, threads, failure, folder / "hangs")
-        },
+    keeper = Keeper(journal, _copy(run, folder), folder / "hangs", run.training.hang_timeout_s)
+    trainer = Trainer(
+        work,
+        train_loop_config={"worker": Worker(run.training, _store(run, folder), journal, journal.run, keeper, threads)},
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=workers,
@@ -164,68 +166,35 @@ def _fit(run: Run, folder: Path, journal: Journal, workers: int) -> None:
         ),
     )
     try:
-        _, stopped = run_until_stopped(trainer.fit, flag, say)
-    except WorkerGroupError:
-        if not failure.exists():
-            raise
-    if failure.exists():  # what a user can mend ends as its own sentence, not as a report on workers
-        raise PsclapError(f"{run.name}: {failure.read_text()}")
+        _, stopped = run_until_stopped(trainer.fit, keeper.flag, log.info)
+    except WorkerGroupError as error:
+        keeper.collect_hangs(folder.name)
+        if keeper.failure() is None:
+            raise _of_machines(run, error) from error
+    if (sentence := keeper.failure()) is not None:  # what a user can mend is no report on workers
+        raise PsclapError(f"{run.name}: {sentence}")
     if stopped:
         raise KeyboardInterrupt
 
 
-@dataclass(frozen=True)
-class _Worker:
-    """What a worker needs; it is sent to each."""
+def _of_machines(run: Run, error: WorkerGroupError) -> Exception:
+    """A sentence where workers died; else the error itself, which is the code's."""
+    from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
-    training: Training
-    store: CheckpointStore
-    journal: Journal
-    flag: StopFlag
-    threads: int | None
-    failure: Path
-    hangs: Path
-
-
-def _work(config: Mapping[str, _Worker]) -> None:
-    """One worker; runs in a process of Ray's."""
-    import ray.train
-    import ray.train.torch
-    import torch
-
-    worker = config["worker"]
-    if worker.failure.exists():  # Ray starts workers anew whatever they failed of; this needs a user first
-        return
-    if worker.threads:
-        torch.set_num_threads(worker.threads)
-    rank = ray.train.get_context().get_world_rank()
-    worker.hangs.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as stack:
-        tracker: Tracker = NullTracker()
-        if rank == 0:
-            tracker = journal_tracker = JournalTracker(worker.journal)
-            stack.enter_context(system_metrics(journal_tracker))
-            _tell_hangs(worker, tracker)
-        try:
-            train(
-                worker.training,
-                tracker,
-                worker.store,
-                device=ray.train.torch.get_device(),
-                signals=RaySignals(worker.flag),
-                hang_report=worker.hangs / f"rank-{rank}-{os.getpid()}.txt",
+    for rank, failure in error.worker_failures.items():
+        if isinstance(failure, WorkerHealthCheckFailedError):
+            return PsclapError(
+                f"{run.name}: workers died, or their nodes were lost, more than resources.max_failures "
+                f"({run.resources.max_failures}) times, the last time rank {rank} ({first_line(failure)}). Memory that "
+                "runs out is the usual reason; run it again, and it goes on from the last checkpoint"
             )
-        except PsclapError as error:
-            worker.failure.write_text(str(error))
-            raise
+    return error
 
 
-def _tell_hangs(worker: _Worker, tracker: Tracker) -> None:
-    for report in worker.hangs.glob("rank-*.txt"):
-        if report.stat().st_size:
-            told = report.replace(report.with_suffix(".told"))
-            timeout_s = worker.training.hang_timeout_s
-            tracker.note(f"a worker made no progress for {timeout_s:g} s; {told} says where it was")
+def _copy(run: Run, folder: Path) -> JournalCopy | None:
+    """The journal's, where the checkpoints lie at a URL."""
+    url = run.training.checkpoints.url
+    return JournalCopy(folder / _JOURNAL_NAME, join(join(url, folder.name), _JOURNAL_NAME)) if url else None
 
 
 def _store(run: Run, folder: Path) -> CheckpointStore:

@@ -18,10 +18,11 @@ import soxr
 
 from psclap import containers, decoding, storage
 from psclap.decoding import Wave
-from psclap.errors import AudioError
+from psclap.errors import AudioError, PsclapError
 
 # flac -2: 1 to 3 % larger than the default -5, decoded a tenth faster and encoded a third faster.
 _FLAC_LEVEL = 0.25
+_WRITTEN_KINDS = (".wav", ".flac", ".ogg", ".mp3")
 
 
 def decode(source: bytes | str | Path | BinaryIO, start: int = 0, num_samples: int | None = None) -> tuple[Wave, int]:
@@ -66,10 +67,32 @@ def load(source: bytes | str | Path | BinaryIO, sample_rate_hz: int, *, max_dura
     less than it declares) or "too long" (`max_duration_s`; where None, an hour, psclap/decoding.py), and PsclapError
     where a remote source cannot be read: an outage is no fault of the clip.
     """
+    blocks = [*load_blocks(source, sample_rate_hz, max_duration_s=max_duration_s)]
+    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+
+
+def load_blocks(
+    source: bytes | str | Path | BinaryIO, sample_rate_hz: int, *, max_duration_s: float | None = None
+) -> Iterator[Wave]:
+    """Yields the parts of the wave that `load` returns, as they are decoded: of hours, a little at a time.
+
+    Raises as `load`, where the file ends too soon after its last part.
+    """
     with _opened(source) as stream:
         containers.check_whole(stream)
-        wave, own_rate_hz = decoding.decode_whole(stream, max_duration_s=max_duration_s, strict=True)
-    return decoding.check_finite(resample(wave, own_rate_hz, sample_rate_hz))
+        with decoding.opened_whole(stream, max_duration_s=max_duration_s, strict=True) as (own_rate_hz, blocks):
+            yield from _resampled(blocks, own_rate_hz, sample_rate_hz)
+
+
+def _resampled(blocks: Iterator[Wave], from_rate_hz: int, to_rate_hz: int) -> Iterator[Wave]:
+    """The parts of what `resample` makes of the whole, sample for sample."""
+    if from_rate_hz == to_rate_hz:
+        yield from blocks
+        return
+    resampler = soxr.ResampleStream(from_rate_hz, to_rate_hz, 1, dtype="float32")
+    for block in blocks:
+        yield decoding.check_finite(resampler.resample_chunk(block))
+    yield decoding.check_finite(resampler.resample_chunk(np.empty(0, np.float32), last=True))
 
 
 @contextmanager
@@ -142,6 +165,27 @@ def write_flac(target: Path | BinaryIO, wave: Wave, sample_rate_hz: int) -> None
     soundfile.write(
         target, np.clip(wave, -1.0, 1.0), sample_rate_hz, format="FLAC", subtype="PCM_16", compression_level=_FLAC_LEVEL
     )
+
+
+def write(path: Path, wave: Wave, sample_rate_hz: int) -> None:
+    """Writes a 16-bit file of the kind that its name says, such as out.wav; values outside [-1, 1] are clipped.
+
+    Raises as `check_written_kind`, and PsclapError where it cannot be written.
+    """
+    check_written_kind(path)
+    try:
+        if path.suffix.lower() == ".flac":
+            write_flac(path, wave, sample_rate_hz)
+        else:
+            soundfile.write(path, np.clip(wave, -1.0, 1.0), sample_rate_hz)
+    except (OSError, soundfile.LibsndfileError) as error:
+        raise PsclapError(f"{path} cannot be written ({error}); name a file in a folder that is yours") from error
+
+
+def check_written_kind(path: Path) -> None:
+    """Raises PsclapError for a name of a kind that `write` does not make."""
+    if path.suffix.lower() not in _WRITTEN_KINDS:
+        raise PsclapError(f"{path}: give a name that ends in one of {', '.join(_WRITTEN_KINDS)}")
 
 
 def crop_start(num_samples: int, max_num_samples: int | None, rng: np.random.Generator) -> int:

@@ -2,35 +2,41 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
+from psclap import log
 from psclap.cli_checkpoint import checkpoint_app
+from psclap.cli_common import DEFAULT_MODEL, AsJson, Model, load_embedder, print_rows
 from psclap.cli_data import data_app
+from psclap.cli_drift import drift_app
+from psclap.cli_evaluate import evaluate_app
 from psclap.cli_export import export_app
+from psclap.cli_rank import rank_app
+from psclap.cli_say import say_app
+from psclap.cli_search import search_app
+from psclap.cli_status import status_app
 from psclap.errors import PsclapError
-from psclap.startup import uncollected_imports
-
-if TYPE_CHECKING:
-    from psclap.embedding import Embedder
-
-DEFAULT_MODEL = "models:/psclap-combined@champion"
+from psclap.storage import redacted
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 config_app = typer.Typer(no_args_is_help=True, help="Check params.yaml, or replace it by a preset.")
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
 app.add_typer(checkpoint_app)
+app.add_typer(drift_app)
 app.add_typer(export_app)
+app.add_typer(evaluate_app)
+app.add_typer(rank_app)
+app.add_typer(say_app)
+app.add_typer(search_app)
+app.add_typer(status_app)
 
 Audio = Annotated[list[str], typer.Argument(help="Audio files or URLs, of any kind and rate.")]
-Model = Annotated[str, typer.Option(help="A checkpoint folder, a models:/ URI, or a name on the Hub.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 @app.command()
@@ -41,13 +47,13 @@ def score(
     as_json: AsJson = False,
 ) -> None:
     """Cosine of every audio file with every caption."""
-    cosines = _embedder(model).score(audio, text)
+    cosines = load_embedder(model).score(audio, text)
     rows = [
         {"audio": path, "text": caption, "score": round(float(cosine), 4)}
         for path, of_path in zip(audio, cosines, strict=True)
         for caption, cosine in zip(text, of_path, strict=True)
     ]
-    _print(rows, as_json)
+    print_rows(rows, as_json)
 
 
 @app.command()
@@ -64,9 +70,9 @@ def classify(
     candidates = resolve_candidates(name.strip() for name in tags.split(",") if name.strip())
     rows = [
         {"audio": path, "tag": found.tag} | {tag: round(cosine, 4) for tag, cosine in found.scores.items()}
-        for path, found in zip(audio, _embedder(model).classify(audio, candidates, ensemble), strict=True)
+        for path, found in zip(audio, load_embedder(model).classify(audio, candidates, ensemble), strict=True)
     ]
-    _print(rows, as_json)
+    print_rows(rows, as_json)
 
 
 @app.command()
@@ -94,45 +100,22 @@ def push(
     typer.echo(f"{folder} is {uri}" + (f", {name}@{alias}" if alias else ""))
 
 
-@app.command()
-def search(
-    embeddings: Annotated[Path, typer.Argument(help="A folder that the embed stage wrote.")],
-    caption: Annotated[str, typer.Argument(help="What to look for.")],
-    top: Annotated[int, typer.Option(min=1, help="How many clips.")] = 10,
-    model: Annotated[str | None, typer.Option(help="Default: the model that made the embeddings.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """The clips of an embedded corpus that fit a caption best."""
-    from psclap.search import EmbeddedCorpus
-
-    corpus = EmbeddedCorpus.load(embeddings)
-    query = _embedder(model or corpus.model).embed_text([caption])[0]
-    found = corpus.search(query, top)
-    if as_json:
-        _print(found, as_json)
-        return
-    rows = [
-        {
-            "score": round(clip["score"], 4),
-            "key": clip["key"],
-            "tags": ", ".join(clip["intrinsic_tags"] + clip["situational_tags"]),
-        }
-        for clip in found
-    ]
-    _print(rows, as_json)
-
-
 @config_app.command("check")
 def config_check(path: Annotated[Path, typer.Argument(help="A params file.")] = Path("params.yaml")) -> None:
     """Check a params file without running anything; no network is needed."""
     from psclap.config import load_params
     from psclap.corpora import build_corpus
     from psclap.models.choice import check_encoders
+    from psclap.tts.mel import check_mel
 
     params = load_params(path)
     build_corpus(params.corpus.name, params.corpus.options)
     check_encoders(params.model)
-    typer.echo(f"{path} is valid: corpus {params.corpus.name}, variants {', '.join(params.train)}")
+    for name, voice in params.voices.items():
+        build_corpus(voice.corpus.name, voice.corpus.options, f"tts.{name}.corpus")
+        check_mel(voice.mel, voice.shard.sample_rate_hz, f"tts.{name}")
+    voices = f", voices {', '.join(params.voices)}" if params.voices else ""
+    typer.echo(f"{path} is valid: corpus {params.corpus.name}, variants {', '.join(params.train)}{voices}")
 
 
 @config_app.command("use")
@@ -148,35 +131,14 @@ def config_use(
     typer.echo(f"{path} is now the preset {preset}; `dvc repro` runs it")
 
 
-def _embedder(model: str) -> Embedder:
-    with uncollected_imports():
-        from psclap.embedding import Embedder
-
-    return Embedder(model)
-
-
-def _print(rows: list[dict[str, Any]], as_json: bool) -> None:
-    if as_json:
-        typer.echo(json.dumps(rows, indent=2, default=str))
-        return
-    header = list(rows[0])
-    cells = [header, *([_cell(row[name]) for name in header] for row in rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
-    for row in cells:
-        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
-def _cell(value: Any) -> str:
-    return f"{value:+.4f}" if isinstance(value, float) else str(value)
-
-
 def main() -> None:
     """Runs the command; bad input ends it with one sentence and status 1, Ctrl-C with 130."""
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     try:
-        app()
+        with log.answering():
+            app()
     except PsclapError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(redacted(f"error: {error}"))
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -6,61 +6,27 @@ every such key. A training variant is the section `train.base` with the keys of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 
+from psclap.data_config import CorpusConfig, ShardConfig, check_url
 from psclap.errors import ConfigError, PsclapError
 from psclap.files import atomic_file
 from psclap.licences import LICENCE_RULE, OTHER, is_licence
+from psclap.loop_config import LoopConfig, ResourcesConfig
 from psclap.schema import CaptionSet, Split
+from psclap.storage import NO_CREDENTIALS, has_credentials, redacted
 from psclap.strict import above, at_least, between, from_mapping, not_empty
 from psclap.tags import ATTRIBUTES
+from psclap.tts_config import VoiceConfig
+
+T = TypeVar("T")
 
 PRESETS_FOLDER = Path(__file__).parent / "presets"
-
-
-def _check_url(url: str | None, example: str) -> None:
-    """Raises ConfigError for what is neither null nor a URL."""
-    if url is not None and "://" not in url:
-        raise ConfigError(f"url {url!r} must be a URL, such as {example}")
-
-
-@dataclass(frozen=True)
-class CorpusConfig:
-    """Which corpus, and its own options (psclap/corpora/NAME.py lists them)."""
-
-    name: str
-    options: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class ShardConfig:
-    """How clips become shards. A clip outside the durations, or that cannot be decoded, is rejected.
-
-    A shard is full at `max_samples_per_shard` clips or `max_bytes_per_shard` bytes, whichever comes first.
-    `loudness_lufs` normalises each clip to that loudness (EBU R128; -23 is its level); null leaves it as it is.
-    `url` is where shards go that are too large for this machine (such as s3://bucket/shards); null: data/shards.
-    """
-
-    url: str | None
-    sample_rate_hz: int = field(metadata=between(8000, 48000))
-    loudness_lufs: float | None = field(metadata=between(-70, 0))
-    max_samples_per_shard: int = field(metadata=at_least(1))
-    max_bytes_per_shard: int = field(metadata=at_least(1_000_000))
-    min_duration_s: float = field(metadata=above(0))
-    max_duration_s: float = field(metadata=above(0))
-    max_reject_rate: float = field(metadata=between(0, 1))
-
-    def __post_init__(self) -> None:
-        _check_url(self.url, "s3://bucket/shards; null is data/shards")
-        if self.min_duration_s >= self.max_duration_s:
-            raise ConfigError(
-                f"min_duration_s {self.min_duration_s} must be below max_duration_s {self.max_duration_s}"
-            )
 
 
 @dataclass(frozen=True)
@@ -103,112 +69,26 @@ class ModelConfig:
             )
 
 
-@dataclass(frozen=True)
-class SamplingConfig:
-    """In which order the clips come.
-
-    The sources that are mixed are the caption sets, or each of them within each corpus of `mixing_corpora`.
-    `class_balance` draws clips by their intrinsic tags, see `psclap.sampling.class_balance`; `bucket_batches` sorts
-    that many batches at a time by length; `shuffle_block_shards` mixes the clips of that many shards at a time.
-    """
-
-    mixing: Literal["interleave", "concatenate"] = "interleave"
-    mixing_corpora: tuple[str, ...] | None = field(default=None, metadata=not_empty())
-    mixing_probabilities: tuple[float, ...] | None = None
-    mixing_stop: Literal["all", "first"] = "all"
-    class_balance: Literal["none", "inverse", "sqrt", "log"] = "none"
-    min_rare_samples: int = field(default=2, metadata=at_least(0))
-    rare_block_size: int = field(default=32, metadata=at_least(1))
-    rare_below_share: float = field(default=0.05, metadata=between(0, 1))
-    distinct_captions: bool = False
-    bucket_batches: int | None = field(default=None, metadata=at_least(2))
-    shuffle_block_shards: int | None = field(default=None, metadata=at_least(1))
-
-    def __post_init__(self) -> None:
-        balanced = self.class_balance != "none"
-        if balanced and self.min_rare_samples > self.rare_block_size:
-            raise ConfigError(
-                f"min_rare_samples {self.min_rare_samples} exceeds rare_block_size {self.rare_block_size}"
-            )
-        corpora = self.mixing_corpora or ()
-        if len(set(corpora)) != len(corpora):
-            raise ConfigError(f"mixing_corpora {list(corpora)} names a corpus twice")
-        if any(probability <= 0 for probability in self.mixing_probabilities or ()):
-            raise ConfigError(f"mixing_probabilities {list(self.mixing_probabilities or ())} must all be above 0")
-        if self.mixing_probabilities is not None and (balanced or self.mixing == "concatenate"):
-            raise ConfigError("mixing_probabilities are for mixing: interleave without class_balance; set them to null")
-        if self.bucket_batches is not None and (balanced or self.distinct_captions):
-            raise ConfigError(
-                "bucket_batches regroups batches, and would undo class_balance and distinct_captions; choose one"
-            )
-        if self.distinct_captions and (balanced or self.shuffle_block_shards is not None):
-            raise ConfigError(
-                "distinct_captions spreads the clips of a caption over the whole epoch, which class_balance and "
-                "shuffle_block_shards do not allow; choose one"
-            )
-
-
-@dataclass(frozen=True)
-class ComputeConfig:
-    """How a step is computed; but for rounding, nothing in here changes what it computes.
-
-    `precision` bf16: the encoders under autocast; weights, embeddings and losses stay fp32. `micro_batch_size`: the
-    clips, and the texts, that a worker embeds at a time (gradient caching); null: all of its share at once.
-    """
-
-    precision: Literal["fp32", "bf16"] = "fp32"
-    compile: bool = False
-    gradient_checkpointing: bool = False
-    micro_batch_size: int | None = field(default=None, metadata=at_least(1))
-
-
 _RANKS = ("MRR", "R@1", "R@5", "R@10")
-BEST_METRICS = ("val/UAR", *(f"val/{prefix}{name}" for prefix in ("", "text_to_audio/") for name in _RANKS))
-"""What the best checkpoint can be chosen by: higher is better. Retrieval is speech to caption where not said."""
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """One variant's training. Exactly one of `max_steps` and `max_epochs` is given; batches are global.
-
-    `freeze` names parameters, or modules with all of theirs, that keep their weights (`text_model`,
-    `audio_model.feature_extractor`). With `ema_decay`, what is validated and kept as the model is the moving average
-    of the weights. A step whose loss or gradient is not finite is not taken; after `max_skipped_steps` of them the
-    training stops. `patience`: it ends after that many validations without a better `best_metric`.
-    """
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(LoopConfig):
+    """One variant of the dual encoder: its captions, crops and losses, and the loop's keys."""
 
     caption_sets: tuple[CaptionSet, ...] = field(metadata=not_empty())
-    sampling: SamplingConfig
-    global_batch_size: int = field(metadata=at_least(2))
-    max_steps: int | None = field(metadata=at_least(1))
-    max_epochs: int | None = field(metadata=at_least(1))
     max_crop_s: float = field(metadata=at_least(0.1))
     contrastive_loss: Literal["info_nce", "sigmoid"]
     initial_logit_bias: float | None
     duplicate_captions: Literal["positives", "negatives"]
     tag_loss_weight: float = field(metadata=at_least(0))
-    freeze: tuple[str, ...]
-    optimizer: Literal["adam", "adamw"]
-    learning_rate: float = field(metadata=above(0))
-    adam_betas: tuple[float, ...]
-    weight_decay: float = field(metadata=at_least(0))
-    schedule: Literal["constant", "cosine"]
-    warmup_steps: int = field(metadata=at_least(0))
-    max_grad_norm: float | None = field(metadata=above(0))
-    ema_decay: float | None = field(metadata=between(0, 0.999999))
-    max_skipped_steps: int = field(metadata=at_least(0))
-    compute: ComputeConfig
-    log_every: int = field(metadata=at_least(1))
-    validate_every: int = field(metadata=at_least(1))
     validation_set: CaptionSet
-    best_metric: str
-    patience: int | None = field(metadata=at_least(1))
+
+    # Retrieval is speech to caption where not said.
+    BEST_METRICS = ("val/UAR", *(f"val/{prefix}{name}" for prefix in ("", "text_to_audio/") for name in _RANKS))
 
     def __post_init__(self) -> None:
-        if (self.max_steps is None) == (self.max_epochs is None):
-            raise ConfigError(
-                f"max_steps {self.max_steps} and max_epochs {self.max_epochs}: give one, leave the other null"
-            )
+        super().__post_init__()
         if len(set(self.caption_sets)) != len(self.caption_sets):
             raise ConfigError(f"caption_sets {list(self.caption_sets)} names a set twice")
         if (self.initial_logit_bias is None) == (self.contrastive_loss == "sigmoid"):
@@ -216,10 +96,6 @@ class TrainConfig:
                 f"initial_logit_bias {self.initial_logit_bias}: the sigmoid loss needs one, such as -10.0; "
                 "info_nce has none, leave it null"
             )
-        if len(self.adam_betas) != 2 or not all(0 <= beta < 1 for beta in self.adam_betas):
-            raise ConfigError(f"adam_betas {list(self.adam_betas)} must be two numbers in [0, 1), such as [0.9, 0.999]")
-        if self.best_metric not in BEST_METRICS:
-            raise ConfigError(f"best_metric {self.best_metric!r} must be one of {', '.join(BEST_METRICS)}")
         sources = len(self.caption_sets) * len(self.sampling.mixing_corpora or (None,))
         if len(self.sampling.mixing_probabilities or range(sources)) != sources:
             raise ConfigError(
@@ -229,65 +105,20 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
-class LoadingConfig:
-    """How each training worker gets its batches; nothing in here changes what they are.
-
-    `processes` prepare them, or a thread of the worker where that is 0. Shards on a remote come by way of a cache
-    folder on each machine (PSCLAP_CACHE_DIR), which never holds more than `shard_cache_gb`.
-    """
-
-    processes: int = field(default=0, metadata=at_least(0))
-    start_method: Literal["fork", "forkserver"] = "forkserver"
-    shard_cache_gb: float = field(default=10.0, metadata=above(0))
-
-
-@dataclass(frozen=True)
-class CheckpointConfig:
-    """Checkpoints are written at each validation and, where `every_steps` is given, that often besides.
-
-    Kept are the `keep_last` newest and the `keep_best` best by `train.*.best_metric`; under `url` (such as
-    s3://bucket/checkpoints) where the machines share no file system, null: in the run's folder.
-    """
-
-    url: str | None = None
-    every_steps: int | None = field(default=None, metadata=at_least(1))
-    keep_last: int = field(default=2, metadata=at_least(1))
-    keep_best: int = field(default=1, metadata=at_least(1))
-
-    def __post_init__(self) -> None:
-        _check_url(self.url, "s3://bucket/checkpoints; null is the run's folder")
-
-
-@dataclass(frozen=True)
-class ResourcesConfig:
-    """Where there are GPUs, one worker each (`gpu_workers` null: all of them); else `cpu_workers`.
-
-    A worker that makes no progress for `hang_timeout_s` is ended and the training goes on from its last checkpoint, as
-    after a worker's death; `max_failures` times in all.
-    """
-
-    cpu_workers: int = field(metadata=at_least(1))
-    threads_per_cpu_worker: int = field(metadata=at_least(1))
-    gpu_workers: int | None = field(metadata=at_least(1))
-    loading: LoadingConfig
-    checkpoints: CheckpointConfig
-    hang_timeout_s: float = field(metadata=between(1, 1e6))
-    max_failures: int = field(metadata=at_least(0))
-
-
-@dataclass(frozen=True)
 class EvaluateConfig:
     """What evaluation scores; the attributes whose candidates the test set carries, of `attributes`."""
 
     split: Split
     caption_sets: tuple[CaptionSet, ...] = field(metadata=not_empty())
     attributes: tuple[str, ...] = field(metadata=not_empty())
-    batch_size: int = field(metadata=at_least(1))
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.attributes if name not in ATTRIBUTES]
-        if unknown:
-            raise ConfigError(f"attributes {unknown} must be among {', '.join(ATTRIBUTES)}")
+        _check_attributes(self.attributes)
+
+
+def _check_attributes(names: Sequence[str]) -> None:
+    if unknown := [name for name in names if name not in ATTRIBUTES]:
+        raise ConfigError(f"attributes {unknown} must be among {', '.join(ATTRIBUTES)}")
 
 
 @dataclass(frozen=True)
@@ -315,17 +146,71 @@ class RegisterConfig:
 
 
 @dataclass(frozen=True)
-class EmbedConfig:
-    """Which split the registered model of which variant embeds."""
+class ScoreOptions:
+    """What batch scoring makes of each clip.
+
+    Cosines with `captions`; the nearest tag of each of `attributes`. Recordings longer than `window_s` are cut into
+    windows, `hop_s` apart (null: one after the other); with a null `window_s` every clip is embedded whole.
+    `embedding_type` is that of the table. `precision`: see Embedder. A block of `block_clips` clips is scored and
+    committed at a time. Above `max_reject_rate` of clips that cannot be scored the job fails, when all is written.
+    """
+
+    captions: tuple[str, ...] = ()
+    attributes: tuple[str, ...] = ()
+    window_s: float | None = field(default=30.0, metadata=above(0))
+    hop_s: float | None = field(default=None, metadata=above(0))
+    embedding_type: Literal["float32", "float16"] = "float32"
+    precision: Literal["stored", "bf16", "auto"] = "auto"
+    block_clips: int = field(default=256, metadata=at_least(1))
+    max_reject_rate: float = field(default=0.5, metadata=between(0, 1))
+
+    def __post_init__(self) -> None:
+        _check_attributes(self.attributes)
+        if repeated := sorted({text for text in self.captions if self.captions.count(text) > 1}):
+            raise ConfigError(f"captions {repeated} stand there twice; leave one of each")
+        if empty := [text for text in self.captions if not text.strip()]:
+            raise ConfigError(f"captions {empty} say nothing; leave them out")
+        if self.hop_s is not None and not (self.window_s and self.hop_s <= self.window_s):
+            raise ConfigError(
+                f"hop_s {self.hop_s:g} must be at most window_s {self.window_s}, or sound would be left out"
+            )
+
+
+@dataclass(frozen=True)
+class ScoreConfig:
+    """Which split the registered model of which variant scores, and how.
+
+    Where the workers' machines share no file system they write to a folder under `url`, which is brought here in the
+    end; null: to the run's folder.
+    """
 
     variant: str
     split: Split
-    batch_size: int = field(metadata=at_least(1))
+    options: ScoreOptions
+    url: str | None = None
+
+    def __post_init__(self) -> None:
+        check_url(self.url, "s3://bucket/scored; null is the run's folder")
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """Best-of-N by the models of `variants`, shown on the demo's voices; with other corpora leave `variants` empty.
+
+    Each candidate follows each attribute that its prompt asks for with `follow_probability`, else takes any value. The
+    judge is calibrated on `calibration_clips` of train, and its accuracy is measured on test.
+    """
+
+    variants: tuple[str, ...]
+    prompts: int = field(metadata=at_least(4))
+    candidates: int = field(metadata=between(2, 128))
+    follow_probability: float = field(metadata=between(0, 1))
+    calibration_clips: int = field(metadata=at_least(24))
 
 
 @dataclass(frozen=True)
 class Params:
-    """The whole of params.yaml; `train` maps each variant's name to its configuration."""
+    """The whole of params.yaml; `train` maps each variant's name to its configuration, `voices` each voice's."""
 
     seed: int
     corpus: CorpusConfig
@@ -335,7 +220,9 @@ class Params:
     resources: ResourcesConfig
     evaluate: EvaluateConfig
     register: RegisterConfig
-    embed: EmbedConfig
+    score: ScoreConfig
+    reward: RewardConfig
+    voices: Mapping[str, VoiceConfig]
 
 
 @dataclass(frozen=True)
@@ -351,7 +238,10 @@ class _RawParams:
     resources: ResourcesConfig
     evaluate: EvaluateConfig
     register: RegisterConfig
-    embed: EmbedConfig
+    score: ScoreConfig
+    reward: RewardConfig
+    voices: tuple[str, ...]
+    tts: Mapping[str, Any] = field(default_factory=dict)
 
 
 def load_params(path: Path | str) -> Params:
@@ -383,33 +273,122 @@ def parse_params(mapping: Any) -> Params:
             variants = _variants(mapping["train"], mapping.get("variants"))
         except ConfigError as error:
             problems.append(str(error))
-    if raw is not None and variants and raw.embed.variant not in variants:
-        problems.append(f"embed.variant: {raw.embed.variant!r} must be one of the variants {list(variants)}")
+    voices: dict[str, VoiceConfig] = {}
+    if raw is not None:
+        try:
+            voices = _voices(raw)
+        except ConfigError as error:
+            problems.append(str(error))
+    if raw is not None and variants and raw.score.variant not in variants:
+        problems.append(f"score.variant: {raw.score.variant!r} must be one of the variants {list(variants)}")
+    problems += _reward_problems(raw, variants) if raw is not None and variants else []
+    problems += [f"{name} has {NO_CREDENTIALS}" for name in _names_with_credentials(mapping)]
     if problems or raw is None:
-        raise ConfigError("\n".join(problems))
-    sections = {f.name: getattr(raw, f.name) for f in fields(Params) if f.name != "train"}
-    return Params(train=variants, **sections)
+        raise ConfigError(redacted("\n".join(problems)))
+    sections = {f.name: getattr(raw, f.name) for f in fields(Params) if f.name not in ("train", "voices")}
+    return Params(train=variants, voices=voices, **sections)
+
+
+def _names_with_credentials(value: Any, name: str = "") -> Iterator[str]:
+    """The names of the values, in sections in sections, that are URLs with credentials."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _names_with_credentials(item, f"{name}.{key}".lstrip("."))
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            yield from _names_with_credentials(item, f"{name}[{number}]")
+    elif isinstance(value, str) and has_credentials(value):
+        yield name
+
+
+def _reward_problems(raw: _RawParams, variants: Mapping[str, TrainConfig]) -> list[str]:
+    problems = [
+        f"reward.variants: {name!r} must be one of the variants {list(variants)}"
+        for name in raw.reward.variants
+        if name not in variants
+    ]
+    if raw.reward.variants and raw.corpus.name != "demo":
+        problems.append(
+            f"reward.variants: {list(raw.reward.variants)} must be [] with the corpus {raw.corpus.name!r}: best-of-N "
+            "is shown on the voices of the corpus 'demo'; for candidates of your own there is `psclap rank`"
+        )
+    return problems
 
 
 def _variants(train: Mapping[str, Any], names: Any) -> dict[str, TrainConfig]:
-    overrides = {name: section for name, section in train.items() if name != "base"}
-    if not isinstance(names, list) or sorted(map(str, names)) != sorted(overrides):
-        raise ConfigError(f"variants: {names!r} must list the sections of train besides base: {list(overrides)}")
-    base = train.get("base")
+    sections = _over_base(train, names, "train", "variants")
+    return _built(sections, train, "train", lambda section, where: from_mapping(TrainConfig, section, where))
+
+
+def _voices(raw: _RawParams) -> dict[str, VoiceConfig]:
+    if not raw.voices and not raw.tts:
+        return {}
+    voices = _built(_over_base(raw.tts, raw.voices, "tts", "voices"), raw.tts, "tts", _voice)
+    problems = [
+        f"tts.{name}.say.reward: {voice.say.reward!r} must be one of the variants {list(raw.variants)}"
+        for name, voice in voices.items()
+        if voice.say.reward not in raw.variants
+    ]
+    problems += [
+        f"tts.{name}.say.prompts: {voice.say.prompts} must be 0 with the corpus {voice.corpus.name!r}: best-of-N is "
+        "shown and judged on the voices of the corpus 'demo_tts', with the styles of 'demo'"
+        for name, voice in voices.items()
+        if voice.say.prompts and (voice.corpus.name, raw.corpus.name) != ("demo_tts", "demo")
+    ]
+    for name in raw.voices:
+        own = raw.tts[name].get("say")
+        if isinstance(own, Mapping) and "reward" in own:
+            problems.append(f"tts.{name}.say.reward: all voices have one reward; write it in tts.base.say")
+        if "corpus" not in raw.tts[name]:
+            problems.append(f"tts.{name}.corpus: missing section; a voice has a corpus of its own, not tts.base")
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return voices
+
+
+def _voice(section: Mapping[str, Any], where: str) -> VoiceConfig:
+    """A voice; both of its trainings lie over what they share, its section `train`."""
+    shared, own = section.get("train"), {name: value for name, value in section.items() if name != "train"}
+    for name in ("speech_clip", "clip_tts"):
+        if isinstance(shared, Mapping) and isinstance(own.get(name), Mapping):
+            own[name] = _laid_over(shared, own[name])
+    return from_mapping(VoiceConfig, own, where)
+
+
+def _over_base(section: Mapping[str, Any], names: Any, where: str, listed: str) -> dict[str, Mapping[str, Any]]:
+    """The sections that `names` lists, each laid over the section `base`."""
+    overrides = {name: value for name, value in section.items() if name != "base"}
+    if not isinstance(names, (list, tuple)) or sorted(map(str, names)) != sorted(overrides):
+        raise ConfigError(f"{listed}: {names!r} must list the sections of {where} besides base: {list(overrides)}")
+    base = section.get("base")
     if not isinstance(base, Mapping):
-        raise ConfigError("train.base: missing section; it holds what the variants share")
+        raise ConfigError(f"{where}.base: missing section; it holds what the {listed} share")
+    if wrong := [name for name, value in overrides.items() if not isinstance(value, Mapping)]:
+        value = overrides[wrong[0]]
+        raise ConfigError(f"{where}.{wrong[0]}: {value!r} is not a section; write {{}} to change nothing")
+    return {name: _laid_over(base, value) for name, value in overrides.items()}
+
+
+def _built(
+    sections: Mapping[str, Mapping[str, Any]],
+    written: Mapping[str, Any],
+    where: str,
+    build: Callable[[Mapping[str, Any], str], T],
+) -> dict[str, T]:
+    """Each section as a dataclass; every broken key is named where it is written, in the section's own or in base."""
     problems: list[str] = []
-    variants = {}
-    for name, section in overrides.items():
+    built = {}
+    for name, section in sections.items():
         try:
-            if not isinstance(section, Mapping):
-                raise ConfigError(f"train.{name}: {section!r} is not a section; write {{}} to change nothing")
-            variants[name] = from_mapping(TrainConfig, _laid_over(base, section), f"train.{name}")
+            built[name] = build(section, f"{where}.{name}")
         except ConfigError as error:
-            problems += [_where_written(line, name, section or {}) for line in str(error).splitlines()]
+            own = written[name]
+            problems += [
+                _where_written(line, f"{where}.{name}.", f"{where}.base.", own) for line in str(error).splitlines()
+            ]
     if problems:
         raise ConfigError("\n".join(dict.fromkeys(problems)))
-    return variants
+    return built
 
 
 def _laid_over(base: Mapping[str, Any], section: Mapping[str, Any]) -> dict[str, Any]:
@@ -421,15 +400,14 @@ def _laid_over(base: Mapping[str, Any], section: Mapping[str, Any]) -> dict[str,
     return both
 
 
-def _where_written(problem: str, variant: str, section: Mapping[str, Any]) -> str:
-    """A variant's problem under the section in which its key is written: its own, or the base."""
-    prefix = f"train.{variant}."
+def _where_written(problem: str, prefix: str, base: str, section: Mapping[str, Any]) -> str:
+    """A section's problem under the section in which its key is written: its own, or the base."""
     value: Any = section
     for key in problem.removeprefix(prefix).split(":", 1)[0].split("."):
         if not isinstance(value, Mapping):
             break
         if problem.startswith(prefix) and key not in value:
-            return problem.replace(prefix, "train.base.", 1)
+            return problem.replace(prefix, base, 1)
         value = value.get(key)
     return problem
 

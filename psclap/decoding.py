@@ -63,24 +63,39 @@ def decode_part(stream: BinaryIO, start: int, num_samples: int) -> tuple[Wave, i
 def decode_whole(
     stream: BinaryIO, start: int = 0, max_duration_s: float | None = None, *, strict: bool
 ) -> tuple[Wave, int]:
-    """Decodes from sample `start` to the end; returns (wave, sample_rate_hz).
+    """Decodes from sample `start` to the end; returns (wave, sample_rate_hz). Raises as `opened_whole`."""
+    with opened_whole(stream, start, max_duration_s, strict=strict) as (sample_rate_hz, blocks):
+        return _joined([*blocks]), sample_rate_hz
+
+
+@contextmanager
+def opened_whole(
+    stream: BinaryIO, start: int = 0, max_duration_s: float | None = None, *, strict: bool
+) -> Iterator[tuple[int, Iterator[Wave]]]:
+    """The sample rate in hertz, and the blocks of the wave from sample `start` to the end, decoded when asked for.
 
     Raises AudioError("too long") beyond `max_duration_s` (MAX_DURATION_S and MAX_NUM_SAMPLES where None), by what the
-    file declares or by what it decodes to, and, where `strict`, "truncated" for less than it declares.
+    file declares or by what it decodes to, "empty" and "non-finite", and, where `strict`, "truncated" for less than it
+    declares; what only the end of the file shows, at the end of the blocks.
     """
     with _open(stream, start) as track:
         limit = _max_num_samples(track.sample_rate_hz, max_duration_s)
-        declared = track.declared_num_samples
-        if declared is not None:
-            _check_length(declared - start - track.tolerance_num_samples, limit, track.sample_rate_hz)
-        blocks, num_samples = [], 0
-        for block in track.blocks:
-            num_samples += len(block)
-            _check_length(num_samples, limit, track.sample_rate_hz)
-            blocks.append(block)
-        if strict and declared is not None and start + num_samples < declared - track.tolerance_num_samples:
-            raise AudioError("truncated", f"it declares {declared} samples and holds {num_samples}; fetch it again")
-        return _joined(blocks), track.sample_rate_hz
+        if track.declared_num_samples is not None:
+            declared = track.declared_num_samples - start - track.tolerance_num_samples
+            _check_length(declared, limit, track.sample_rate_hz)
+        yield track.sample_rate_hz, _checked_blocks(track, start, limit, strict)
+
+
+def _checked_blocks(track: _Track, start: int, limit: float, strict: bool) -> Iterator[Wave]:
+    num_samples, declared = 0, track.declared_num_samples
+    for block in track.blocks:
+        num_samples += len(block)
+        _check_length(num_samples, limit, track.sample_rate_hz)
+        yield check_finite(block)
+    if not num_samples:
+        raise _empty()
+    if strict and declared is not None and start + num_samples < declared - track.tolerance_num_samples:
+        raise AudioError("truncated", f"it declares {declared} samples and holds {num_samples}; fetch it again")
 
 
 def check_finite(wave: Wave) -> Wave:
@@ -107,7 +122,7 @@ def _check_length(num_samples: int, limit: float, sample_rate_hz: int) -> None:
 
 def _joined(blocks: list[Wave]) -> Wave:
     if not sum(map(len, blocks)):
-        raise AudioError("empty", "it decodes to no samples; fetch it again or leave it out")
+        raise _empty()
     return check_finite(blocks[0] if len(blocks) == 1 else np.concatenate(blocks))
 
 
@@ -148,6 +163,10 @@ def _open(stream: BinaryIO, start: int, num_samples: int = _BLOCK_VALUES) -> Ite
     stream.seek(0)
     with _ffmpeg_track(stream, start) as track:
         yield track
+
+
+def _empty() -> AudioError:
+    return AudioError("empty", "it decodes to no samples; fetch it again or leave it out")
 
 
 def _unreadable(decoder: str, message: str) -> AudioError:
@@ -204,7 +223,7 @@ def _ffmpeg_track(stream: BinaryIO, start: int) -> Iterator[_Track]:
             frames = container.decode(audio)
             first = next(frames, None)
             if first is None:
-                raise AudioError("empty", "it decodes to no samples; fetch it again or leave it out")
+                raise _empty()
             rate_hz = first.sample_rate
             _check_header(rate_hz, first.layout.nb_channels)
             declared = _declared_duration_s(stream, container, audio)

@@ -14,16 +14,23 @@ import numpy as np
 import torch
 
 from psclap import audio, metrics, tags
+from psclap.batching import windows, within_budget
 from psclap.decoding import MAX_SAMPLE_RATE_HZ, MIN_SAMPLE_RATE_HZ
 from psclap.errors import AudioError, PsclapError
 from psclap.models.build import load_model
-from psclap.models.dual_encoder import ParaSpeechCLAPModel
+from psclap.models.device import device_of
+from psclap.models.dual_encoder import ParaSpeechCLAPModel, weights_dtype
 from psclap.models.fetch import fetch
+from psclap.models.precision import Precision, bf16_pays, to_bf16
 from psclap.models.processor import ParaSpeechCLAPProcessor
 from psclap.storage import redacted
 
 T = TypeVar("T")
 AudioSource = Path | str | bytes | BinaryIO
+
+_BATCH_S = {False: 30.0, True: 300.0}  # on a CPU, on a GPU
+_BATCH_CHARACTERS = 8192
+_BATCHES_PER_WINDOW = 16  # sorted by length together: the more, the less padding
 
 
 @dataclass(frozen=True)
@@ -40,30 +47,51 @@ class Embedder:
     It may be called from several threads: they decode side by side, and the model computes one batch at a time.
     """
 
-    def __init__(self, model: Path | str, batch_size: int = 32, device: str | None = None):
+    def __init__(
+        self,
+        model: Path | str,
+        device: str | None = None,
+        *,
+        precision: Precision = "stored",
+        batch_s: float | None = None,
+    ):
         """Loads a model onto `device` (a GPU where there is one).
 
         `model` is a checkpoint folder, a URI (models:/NAME/VERSION, models:/NAME@ALIAS), or a name on the Hugging
-        Face Hub. Raises CheckpointError for a folder that holds no whole model of ours, PsclapError where there is
+        Face Hub. `precision`: "stored", as the weights are; "bf16"; "auto", bf16 where it is faster. `batch_s`: the
+        seconds of sound, padding included, that the model computes at once; memory grows with it, embeddings do not
+        change. Raises CheckpointError for a folder that holds no whole model of ours, PsclapError where there is
         none to be had.
         """
-        self._set(*load_model(fetch(model)), batch_size, device)
+        self._set(*load_model(fetch(model)), device, batch_s)
+        if precision == "bf16" or (precision == "auto" and bf16_pays(self.model, self.device)):
+            to_bf16(self.model)
 
     @classmethod
-    def of(cls, model: ParaSpeechCLAPModel, processor: ParaSpeechCLAPProcessor, batch_size: int = 32) -> Embedder:
-        """An Embedder of a model in memory, where it lies."""
+    def of(cls, model: ParaSpeechCLAPModel, processor: ParaSpeechCLAPProcessor) -> Embedder:
+        """An Embedder of a model in memory, where it lies and as it is."""
         embedder = cls.__new__(cls)
-        embedder._set(model, processor, batch_size, str(model.device))
+        embedder._set(model, processor, str(model.device), None)
         return embedder
 
     def _set(
-        self, model: ParaSpeechCLAPModel, processor: ParaSpeechCLAPProcessor, batch_size: int, device: str | None
+        self,
+        model: ParaSpeechCLAPModel,
+        processor: ParaSpeechCLAPProcessor,
+        device: str | None,
+        batch_s: float | None,
     ) -> None:
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.model, self.processor, self.batch_size = model.to(self.device), processor, batch_size
-        if batch_size < 1:
-            raise PsclapError(f"batch_size {batch_size} must be at least 1")
+        self.device = device_of(device)
+        self.model, self.processor = model.to(self.device), processor
+        self.batch_s = _BATCH_S[self.device.type == "cuda"] if batch_s is None else batch_s
+        if not self.batch_s > 0:
+            raise PsclapError(f"batch_s {batch_s} must be above 0: the seconds of sound in a batch")
         self._lock = threading.Lock()  # the tokenizer, too, takes one caller at a time
+
+    @property
+    def computes_in_bf16(self) -> bool:
+        """Whether the speech encoder multiplies in bfloat16."""
+        return weights_dtype(self.model.audio_model) == torch.bfloat16
 
     @property
     def dim(self) -> int:
@@ -110,7 +138,8 @@ class Embedder:
 
     def embed_text(self, texts: Iterable[str]) -> np.ndarray:
         """(N, D) embeddings of texts, in order."""
-        return self._embed(_listed(texts), self.processor.texts, self.model.embed_text)
+        texts = (_checked_text(text) for text in _listed(texts))
+        return self._embed(texts, len, _BATCH_CHARACTERS, self.processor.texts, self.model.embed_text)
 
     def embed_tags(self, tags_: Iterable[str], ensemble: bool = False) -> np.ndarray:
         """(K, D) embeddings of style tags, each that of its default prompt.
@@ -155,35 +184,51 @@ class Embedder:
         columns = {name: column for name, column in batch.items() if name != "audio"}
         return {**columns, "embedding": self.embed_files(list(batch["audio"]))}
 
+    def check_duration(self, wave: np.ndarray) -> None:
+        """Raises PsclapError for a wave at the model's rate that is too short or too long for the speech encoder."""
+        self.processor.feature_extractor.check_duration(len(wave) / self.sample_rate_hz)
+
     def _heard(self, wave: np.ndarray, rate_hz: int, name: str) -> np.ndarray:
         """The wave at the model's rate. Raises PsclapError for one that the speech encoder cannot hear."""
         wave = audio.resample(wave, rate_hz, self.sample_rate_hz)
         try:
-            self.processor.feature_extractor.check_duration(len(wave) / self.sample_rate_hz)
+            self.check_duration(wave)
         except PsclapError as error:
             raise PsclapError(f"{name}: {error}") from error
         return wave
 
     def _embed_waves(self, waves: Iterable[np.ndarray]) -> np.ndarray:
-        return self._embed(waves, self.processor.waves, self.model.embed_audio)
+        budget = self.batch_s * self.sample_rate_hz
+        return self._embed(waves, len, budget, self.processor.waves, self.model.embed_audio)
 
-    def _embed(self, items: Iterable[T], process: Callable, embed: Callable) -> np.ndarray:
+    def _embed(
+        self, items: Iterable[T], size_of: Callable[[T], int], budget: float, process: Callable, embed: Callable
+    ) -> np.ndarray:
+        """(N, D) embeddings in the items' order; no more than a window of items is held at a time."""
         parts = [np.empty((0, self.dim), np.float32)]
-        for batch in _batched(items, self.batch_size):
-            with self._lock, _evaluating(self.model), torch.inference_mode():
-                inputs = {name: tensor.to(self.device) for name, tensor in process(batch).items()}
-                parts.append(embed(**inputs).float().cpu().numpy())
+        for window in windows(items, size_of, _BATCHES_PER_WINDOW * budget):
+            parts.append(np.empty((len(window), self.dim), np.float32))
+            for batch in within_budget([size_of(item) for item in window], budget):
+                parts[-1][batch] = self._embed_batch([window[number] for number in batch], process, embed)
+            del window  # its waves go before the next ones come
         return np.concatenate(parts)
+
+    def _embed_batch(self, items: Sequence[T], process: Callable, embed: Callable) -> np.ndarray:
+        with self._lock, _evaluating(self.model), torch.inference_mode():
+            inputs = {name: tensor.to(self.device) for name, tensor in process(items).items()}
+            return embed(**inputs).float().cpu().numpy()
 
 
 @contextmanager
 def _evaluating(model: torch.nn.Module) -> Iterator[None]:
-    was_training = model.training
+    if not model.training:  # to say so to every part of a large model takes as long as a short text
+        yield
+        return
     model.eval()
     try:
         yield
     finally:
-        model.train(was_training)
+        model.train()
 
 
 def _checked_rate(rate_hz: int) -> int:
@@ -201,6 +246,12 @@ def _listed(items: Iterable[T]) -> Iterable[T]:
     return items
 
 
+def _checked_text(text: str) -> str:
+    if not isinstance(text, str):
+        raise PsclapError(f"texts must be strings, got {text!r}")
+    return text
+
+
 def _checked(wave: np.ndarray, name: str) -> np.ndarray:
     """The wave as float32. Raises PsclapError where it is none."""
     wave = np.asarray(wave)
@@ -215,9 +266,3 @@ def _checked(wave: np.ndarray, name: str) -> np.ndarray:
     if not np.isfinite(wave).all():
         raise PsclapError(f"{name} holds NaN or infinite samples; mend it or leave it out")
     return wave
-
-
-def _batched(items: Iterable[T], size: int) -> Iterator[Sequence[T]]:
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch

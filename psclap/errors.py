@@ -30,3 +30,12 @@ class AudioError(PsclapError):
 
 class CheckpointError(PsclapError):
     """A checkpoint folder is missing, partial or of another architecture."""
+
+
+def first_line(error: BaseException) -> str:
+    r"""The first line of what an error says, or its name where it says nothing: for messages of one sentence.
+
+    >>> first_line(ValueError("no header\nat byte 0")), first_line(EOFError())
+    ('no header', 'EOFError')
+    """
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -5,6 +5,7 @@ A reader, or a later run, never takes half a write for the whole.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -35,6 +36,34 @@ def check_folder_writable(path: Path | str) -> None:
     check_writable(path)
     if Path(path).exists() and not Path(path).is_dir():
         raise PsclapError(f"cannot write the folder {path}: a file of that name is in the way; move it")
+
+
+def refuse_existing(path: Path | str) -> None:
+    """Raises PsclapError where something, even a broken link, is in the way of a new file or folder."""
+    if Path(path).exists() or Path(path).is_symlink():
+        raise PsclapError(f"{path} exists, and nothing is overwritten; give another name, or move it")
+
+
+@contextmanager
+def alone(path: Path | str) -> Iterator[None]:
+    """Holds a lock for the length of a `with` block: the file `path`, which stays, with the holder's process number.
+
+    The lock ends with its process, however that ends. Raises PsclapError where another process holds it.
+    """
+    check_writable(path)
+    with open(path, "a+") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            stream.seek(0)
+            raise PsclapError(
+                f"process {stream.read().strip() or '?'} is at work on the same, and holds {path}; wait until it ends, "
+                "or end it"
+            ) from error
+        stream.truncate(0)
+        stream.write(f"{os.getpid()}\n")
+        stream.flush()
+        yield
 
 
 def _partial_name(path: Path) -> Path:
@@ -94,6 +123,14 @@ def sha256_file(path: Path | str) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def library_sha256() -> str:
+    """The SHA-256 of this package's own code."""
+    digest = hashlib.sha256()
+    for source in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()
 
 
 def share_files(folder: Path | str) -> None:

@@ -21,8 +21,8 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from psclap import audio, distributed, storage
-from psclap.config import LoadingConfig, SamplingConfig
 from psclap.errors import AudioError, PsclapError
+from psclap.loop_config import LoadingConfig, SamplingConfig
 from psclap.sampling import EpochPlan, Examples
 from psclap.schema import CaptionSet
 from psclap.shards.index import ShardIndex, View
@@ -36,7 +36,10 @@ class Collator(Protocol):
     """What the loader needs to know of an objective. It is sent to the loader processes, and is light."""
 
     def example(self, row: dict[str, Any], clip: audio.Wave, rng: np.random.Generator) -> Any:
-        """One training example of a clip's metadata and its crop; `row["captions"]` are texts."""
+        """One training example of a clip's metadata and its crop.
+
+        `row["captions"]` are the texts of the example's caption set, if it is of one.
+        """
         ...
 
     def collate(self, examples: Sequence[Any], rng: np.random.Generator) -> Any:
@@ -81,7 +84,7 @@ class _Job:
     after: Position
     first_place: int  # in the epoch, of the share's first example
     places: tuple[Place, ...]
-    caption_sets: tuple[CaptionSet, ...]
+    caption_sets: tuple[CaptionSet | None, ...]
 
 
 class Loader:
@@ -109,9 +112,8 @@ class Loader:
         a cache that the shards do not fit into, too little shared memory.
         """
         ranks = distributed.world_size()
-        check_share(stream.batch_size, ranks)
-        per_rank = stream.batch_size // ranks
-        self._share = slice(distributed.rank() * per_rank, (distributed.rank() + 1) * per_rank)
+        check_share(stream, ranks)
+        self._rank, self._ranks = distributed.rank(), ranks
         self._stream, self._loading, self._position, self._pin_memory = stream, loading, position, pin_memory
         self._num_batches = num_batches
         max_crop = round(max_crop_s * stream.index.sample_rate_hz)
@@ -179,12 +181,15 @@ class Loader:
             position = Position(position.epoch + 1, 0)
 
     def _job(self, plan: EpochPlan, position: Position) -> _Job:
-        numbers = plan.examples(position.step)[self._share]
+        of_all = plan.examples(position.step)
+        per_rank = len(of_all) // self._ranks
+        first = self._rank * per_rank
+        numbers = of_all[first : first + per_rank]
         is_last = position.step + 1 == len(plan)
         return _Job(
             position,
             Position(position.epoch + 1, 0) if is_last else Position(position.epoch, position.step + 1),
-            position.step * self._stream.batch_size + self._share.start,
+            plan.first_place(position.step) + first,
             tuple(self._stream.index.place(int(row)) for row in self._stream.rows[numbers]),
             tuple(self._stream.views[source].caption_set for source in self._source_of_example[numbers]),
         )
@@ -204,7 +209,7 @@ class _Batches(Dataset[Any]):
         rng = self._rng(_STEP, job.position.epoch, job.position.step)
         return job.after, self._collator.collate(examples, rng)
 
-    def _example(self, place: Place, caption_set: CaptionSet, rng: np.random.Generator) -> Any:
+    def _example(self, place: Place, caption_set: CaptionSet | None, rng: np.random.Generator) -> Any:
         row, flac = self._store.clip(place)
         row["captions"] = [caption["text"] for caption in row["captions"] if caption["set"] == caption_set]
         start = audio.crop_start(place.num_samples, self._max_crop, rng)
@@ -249,11 +254,14 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def check_share(global_batch_size: int, ranks: int) -> None:
+def check_share(stream: Stream, ranks: int) -> None:
     """Raises PsclapError for a batch that the ranks cannot share equally: one of them would wait for ever."""
-    if global_batch_size % ranks:
+    multiple, name = stream.batch_size, "global_batch_size"
+    if stream.options.max_batch_s is not None:
+        multiple, name = stream.options.batch_multiple, "sampling.batch_multiple"
+    if multiple % ranks:
         raise PsclapError(
-            f"train.*.global_batch_size {global_batch_size} must be divisible by the {ranks} workers; "
+            f"train.*.{name} {multiple} must be divisible by the {ranks} workers; "
             "change it, or the number of workers (resources)"
         )
 

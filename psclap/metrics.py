@@ -54,22 +54,13 @@ def nearest(scores_NK: np.ndarray) -> np.ndarray:
     return scores_NK.argmax(1)
 
 
-def ranks(scores_QC: np.ndarray, is_right_QC: np.ndarray) -> Ranks:
-    """Ranks by counting; every query has at least one right candidate.
+def hits_at(ranks_: Ranks, k: int) -> np.ndarray:
+    """(Q,) the chance of each query that a right candidate is among the first k, ties in random order.
 
-    Raises PsclapError for scores that are not finite: NaN compares as neither above nor tied, and would win.
-
-    >>> ranks(np.array([[0.9, 0.1, 0.9]]), np.array([[True, False, False]])).expected
-    array([1.5])
+    >>> hits_at(Ranks(above=np.array([0, 0]), tied=np.array([0, 1]), right=np.array([1, 1])), 1).tolist()
+    [1.0, 0.5]
     """
-    check_finite(scores_QC)
-    best_Q1 = np.where(is_right_QC, scores_QC, -np.inf).max(1, keepdims=True)
-    is_best_QC = scores_QC == best_Q1
-    return Ranks(
-        above=((scores_QC > best_Q1) & ~is_right_QC).sum(1),
-        tied=(is_best_QC & ~is_right_QC).sum(1),
-        right=(is_best_QC & is_right_QC).sum(1),
-    )
+    return 1 - _chance_of_none(ranks_.right, ranks_.right + ranks_.tied, k - ranks_.above)
 
 
 def recall_at(ranks_: Ranks, k: int) -> float:
@@ -80,7 +71,7 @@ def recall_at(ranks_: Ranks, k: int) -> float:
     >>> recall_at(Ranks(above=np.array([0, 3]), tied=np.array([0, 0]), right=np.array([1, 1])), 1)
     0.5
     """
-    return float(1 - _chance_of_none(ranks_.right, ranks_.right + ranks_.tied, k - ranks_.above).mean())
+    return float(hits_at(ranks_, k).mean())
 
 
 def retrieval_metrics(ranks_: Ranks) -> dict[str, float]:
@@ -125,15 +116,28 @@ def confusion_matrix(actual_N: np.ndarray, predicted_N: np.ndarray, num_classes:
     return np.bincount(actual_N * num_classes + predicted_N, minlength=num_classes**2).reshape(-1, num_classes)
 
 
+def tag_recalls(confusion_KK: np.ndarray) -> np.ndarray:
+    """(..., K) the share found of each class, NaN where it does not occur; of (..., K, K) confusion matrices.
+
+    >>> tag_recalls(np.array([[1, 0], [1, 1]])).tolist()
+    [1.0, 0.5]
+    """
+    support = confusion_KK.sum(-1)
+    return np.where(support > 0, np.diagonal(confusion_KK, axis1=-2, axis2=-1) / np.maximum(support, 1), np.nan)
+
+
 def unweighted_average_recall(confusion_KK: np.ndarray) -> float:
     """UAR, also macro recall: the mean over the classes that occur of the share found.
 
     >>> unweighted_average_recall(np.array([[1, 0], [1, 1]]))
     0.75
     """
-    support = confusion_KK.sum(1)
-    occurs = support > 0
-    return float((np.diag(confusion_KK)[occurs] / support[occurs]).mean())
+    return float(unweighted_average_recalls(confusion_KK))
+
+
+def unweighted_average_recalls(confusion_KK: np.ndarray) -> np.ndarray:
+    """(...,) the UAR of each of (..., K, K) confusion matrices."""
+    return np.nanmean(tag_recalls(confusion_KK), -1)
 
 
 def macro_f1(confusion_KK: np.ndarray) -> float:
@@ -142,7 +146,11 @@ def macro_f1(confusion_KK: np.ndarray) -> float:
     >>> round(macro_f1(np.array([[1, 0], [1, 1]])), 4)
     0.6667
     """
-    support, predicted = confusion_KK.sum(1), confusion_KK.sum(0)
-    occurs = support > 0
-    f1 = 2 * np.diag(confusion_KK)[occurs] / (support + predicted)[occurs]
-    return float(f1.mean())
+    return float(macro_f1s(confusion_KK))
+
+
+def macro_f1s(confusion_KK: np.ndarray) -> np.ndarray:
+    """(...,) the macro F1 of each of (..., K, K) confusion matrices."""
+    support, predicted = confusion_KK.sum(-1), confusion_KK.sum(-2)
+    found = np.diagonal(confusion_KK, axis1=-2, axis2=-1)
+    return np.nanmean(np.where(support > 0, 2 * found / np.maximum(support + predicted, 1), np.nan), -1)

@@ -51,3 +51,38 @@ def in_background(work: Callable[[threading.Event], None], name: str) -> Iterato
     finally:
         done.set()
         thread.join()
+
+
+class SharedLock:
+    """Held by many at a time, or by one alone."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._sharing = 0
+        self._is_alone = False
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """Beside others, once nobody is alone."""
+        with self._condition:
+            self._condition.wait_for(lambda: not self._is_alone)
+            self._sharing += 1
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._sharing -= 1
+                self._condition.notify_all()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Once nobody else holds it; whoever comes waits."""
+        with self._condition:
+            self._condition.wait_for(lambda: not self._is_alone and not self._sharing)
+            self._is_alone = True
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._is_alone = False
+                self._condition.notify_all()

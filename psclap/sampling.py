@@ -6,7 +6,7 @@ stands for one (clip, caption set) pair; examples are numbered through the sourc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -14,10 +14,11 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from psclap.config import SamplingConfig
 from psclap.errors import PsclapError
+from psclap.loop_config import SamplingConfig
 
 _DRAWS_AT_ONCE = 1 << 20
+_BUDGET_WINDOW = 8  # batches that are sorted by length together where bucket_batches does not say
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Examples:
     num_samples: np.ndarray | None = None  # of the crop
     caption_group: np.ndarray | None = None  # equal where two examples may give the same caption
     balance: Balance | None = None
+    max_batch_samples: int | None = None  # of a batch with its padding
 
     def __len__(self) -> int:
         return sum(self.source_sizes)
@@ -56,6 +58,8 @@ class EpochPlan:
     - Interleaved sources: drawn from by probability, each in shuffled order, until the first or each of them is
       exhausted; see `_interleaved`.
     - Balanced: as many draws as there are examples, with replacement, by weight.
+
+    With a budget of samples (`Examples.max_batch_samples`) batches have fewer examples where those are long.
     """
 
     def __init__(self, examples: Examples, batch_size: int, seed: int, epoch: int, options: SamplingConfig):
@@ -66,6 +70,9 @@ class EpochPlan:
                 "lower train.*.global_batch_size"
             )
         rng = np.random.default_rng([seed, epoch])
+        largest, budget = batch_size, examples.max_batch_samples
+        if budget is not None:
+            batch_size = options.batch_multiple
         if examples.balance is not None:
             order = _balanced(examples, batch_size, rng, options)
         elif options.mixing == "interleave" and len(examples.source_sizes) > 1:
@@ -74,16 +81,23 @@ class EpochPlan:
             order = _concatenated(examples, batch_size, seed, epoch, options)
         if options.distinct_captions:
             order = _spread(order, examples.caption_group, batch_size, rng)
-        if options.bucket_batches:
+        self._bounds = np.arange(0, len(order) + 1, batch_size)
+        if budget is not None:
+            order, self._bounds = _budgeted(order, examples.num_samples, budget, largest, options, rng)
+        elif options.bucket_batches:
             order = _bucketed(order, examples.num_samples, batch_size, options.bucket_batches, rng)
-        self._batches = order.reshape(-1, batch_size)
+        self._order = order
 
     def __len__(self) -> int:
-        return len(self._batches)
+        return len(self._bounds) - 1
 
     def examples(self, step: int) -> np.ndarray:
-        """(batch_size,) example numbers of one global batch."""
-        return self._batches[step]
+        """(batch_size,) example numbers of one global batch; fewer where a budget ends it before."""
+        return self._order[self._bounds[step] : self._bounds[step + 1]]
+
+    def first_place(self, step: int) -> int:
+        """How many examples of the epoch come before this batch."""
+        return int(self._bounds[step])
 
 
 class _Blocks:
@@ -256,6 +270,39 @@ def _bucketed(
         by_length = part[np.argsort(num_samples[part], kind="stable")].reshape(-1, batch_size)
         order[start : start + len(part)] = rng.permuted(rng.permutation(by_length), axis=1).ravel()
     return order
+
+
+def _budgeted(
+    order: np.ndarray,
+    num_samples: np.ndarray | None,
+    budget: int,
+    largest: int,
+    options: SamplingConfig,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Batches of at most `largest` examples whose padded samples are within the budget, and where each begins.
+
+    Each has a multiple of `batch_multiple` examples, the smallest also where that exceeds the budget. As in
+    `_bucketed`, examples are sorted by length within a window.
+    """
+    assert num_samples is not None
+    batches = []
+    for start in range(0, len(order), window := (options.bucket_batches or _BUDGET_WINDOW) * largest):
+        part = order[start : start + window]
+        part = part[np.argsort(-num_samples[part], kind="stable")]
+        cut = [*_cut(num_samples[part], budget, largest, options.batch_multiple)]
+        batches += [part[cut[number] : cut[number + 1]] for number in rng.permutation(len(cut) - 1)]
+    return np.concatenate(batches), np.cumsum([0, *map(len, batches)])
+
+
+def _cut(falling: np.ndarray, budget: int, largest: int, multiple: int) -> Iterator[int]:
+    """Where batches of lengths that fall begin, and the end of the last."""
+    start = 0
+    while start < len(falling):
+        yield start
+        fitting = min(int(budget // falling[start]), largest) // multiple * multiple
+        start += max(fitting, multiple)
+    yield len(falling)
 
 
 Weighting = Literal["inverse", "sqrt", "log"]

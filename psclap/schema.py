@@ -71,6 +71,7 @@ UTTERANCES_SCHEMA = pa.schema([*_METADATA, ("audio", pa.string())])
 INDEX_SCHEMA = pa.schema(
     [
         *_METADATA,
+        ("phonemes", pa.list_(pa.string())),
         ("shard", pa.string()),
         ("byte_offset", pa.int64()),
         ("byte_length", pa.int64()),
@@ -79,7 +80,8 @@ INDEX_SCHEMA = pa.schema(
     ]
 )
 """One row per clip. The FLAC bytes are `shard[byte_offset : byte_offset + byte_length]`; the row's metadata, as JSON
-of `metadata_length` bytes, is the member of the tar that follows them.
+of `metadata_length` bytes, is the member of the tar that follows them. `phonemes` are what the transcript is said as
+(`psclap.text.symbols.symbols_of`), empty where it is blank, and of all clips where sharding was not asked for them.
 """
 
 METADATA_COLUMNS: tuple[str, ...] = tuple(name for name, _ in _METADATA)

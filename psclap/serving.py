@@ -11,7 +11,7 @@ of it, the environment decides when the model is loaded:
 | PSCLAP_SERVING_MAX_DURATION_S | 120 | each clip |
 | PSCLAP_SERVING_MAX_ROWS | 256 | each request |
 | PSCLAP_SERVING_MAX_TEXT_CHARACTERS | 10000 | each text |
-| PSCLAP_SERVING_BATCH_SIZE | 8 | clips that the model computes at once |
+| PSCLAP_SERVING_BATCH_S | 60 | seconds of sound that the model computes at once |
 
 What these do not do. Paths and URLs are opened by the server, with its rights, its credentials for s3, gs, abfs and
 hf, and its place in the network. An answer never holds a file's bytes, but it tells whether a file is there and
@@ -61,7 +61,7 @@ class Limits:
     max_duration_s: float = field(default=120.0, metadata=above(0))
     max_rows: int = field(default=256, metadata=at_least(1))
     max_text_characters: int = field(default=10_000, metadata=at_least(1))
-    batch_size: int = field(default=8, metadata=at_least(1))
+    batch_s: float = field(default=60.0, metadata=above(0))
 
     @classmethod
     def of(cls, environment: Mapping[str, str] = os.environ) -> Limits:

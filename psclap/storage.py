@@ -10,7 +10,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,13 @@ from psclap.errors import PsclapError
 from psclap.files import atomic_file
 
 _CREDENTIALS = re.compile(r"(?<=://)[^/\s]+@")
+_SIGNATURES = re.compile(
+    r"([?&](?:x-amz-(?:signature|credential|security-token)|x-goog-signature|signature|sig|token|access_token"
+    r"|api_?key|password)=)[^&#\s'\"]+",
+    re.IGNORECASE,
+)
+_SECRET_NAMES = re.compile(r"(PASSWORD|TOKEN|SECRET|SECRET_(ACCESS_)?KEY|API_KEY|ACCOUNT_KEY|CONNECTION_STRING)$")
+_MIN_SECRET_CHARS = 8  # a shorter one may be a word of any text
 _CHUNK_BYTES = 1 << 20
 _BYTE_RANGE = re.compile(r"(?P<location>.+)#bytes=(?P<offset>\d+)\+(?P<length>\d+)")
 
@@ -32,12 +39,38 @@ def is_remote(location: str | Path) -> bool:
 
 
 def redacted(text: str) -> str:
-    """A text without the user and password that its URLs may carry.
+    """A text without secrets: users, passwords and signatures in URLs, and values of variables such as HF_TOKEN.
 
-    >>> redacted("http://me:secret@host:5000/x")
-    'http://host:5000/x'
+    >>> redacted("http://me:secret@host:5000/x?sig=a8f&page=2")
+    'http://host:5000/x?sig=***&page=2'
     """
-    return _CREDENTIALS.sub("", text)
+    text = _SIGNATURES.sub(r"\1***", _CREDENTIALS.sub("", text))
+    for name, value in os.environ.items():
+        if len(value) >= _MIN_SECRET_CHARS and value in text and _SECRET_NAMES.search(name):
+            text = text.replace(value, "***")
+    return text
+
+
+def has_credentials(text: str) -> bool:
+    """Whether a text holds a URL with a user or a password in it.
+
+    >>> has_credentials("s3://key:secret@bucket/x"), has_credentials("s3://bucket/a@b"), has_credentials("models:/x@y")
+    (True, False, False)
+    """
+    return bool(_CREDENTIALS.search(text))
+
+
+def check_no_credentials(location: str | Path, what: str) -> None:
+    """Raises PsclapError for a URL with credentials: what is made of the file would name it, and so hold them."""
+    if has_credentials(str(location)):
+        raise PsclapError(f"{what} {redacted(str(location))!r} was given with {NO_CREDENTIALS}")
+
+
+NO_CREDENTIALS = (
+    "a user or a password in its URL, which would be stored with what is made of it; leave them out and set them in "
+    "the environment: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or what the storage's own package reads"
+)
+"""The rest of the sentence that refuses them."""
 
 
 def join(location: str | Path, name: str) -> str:
@@ -197,11 +230,14 @@ def folders(folder: str | Path) -> list[str]:
 
 
 def remove(location: str | Path) -> None:
-    """Removes a file, or a folder with what is in it; it may be absent."""
+    """Removes a file, or a folder with what is in it; it may be absent, and others may be removing it too."""
     with reaching(location):
         filesystem, path = resolve(location)
-        if filesystem.exists(path):
-            filesystem.rm(path, recursive=True)
+        filesystem.invalidate_cache()
+        while filesystem.exists(path):
+            with suppress(FileNotFoundError):  # another was quicker, maybe with a part of it
+                filesystem.rm(path, recursive=True)
+            filesystem.invalidate_cache()
 
 
 def resolve(location: str | Path) -> tuple[Any, str]:

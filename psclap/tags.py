@@ -6,7 +6,7 @@ Source: ParaSpeechCLAP (arXiv 2603.28737) for tags, attributes and the default p
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from psclap.errors import PsclapError
 
@@ -97,6 +97,16 @@ def training_prompts(tag: str) -> tuple[str, ...]:
     if tag not in SYNONYMS:
         return (default_prompt(tag),)
     return tuple(template.format(word) for word in SYNONYMS[tag] for template in _SYNONYM_PROMPTS)
+
+
+def tag_of(attribute: str, tags: Collection[str]) -> str | None:
+    """The one candidate of an attribute that is among some tags; None where none is, or several.
+
+    >>> tag_of("rate", ["slow", "male"]), tag_of("rate", ["slow", "fast"]), tag_of("rate", [])
+    ('slow', None, None)
+    """
+    found = [tag for tag in ATTRIBUTES[attribute] if tag in tags]
+    return found[0] if len(found) == 1 else None
 
 
 def check_tags(tags: Iterable[str]) -> tuple[str, ...]:

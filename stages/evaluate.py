@@ -1,12 +1,14 @@
 """Model + shards -> metrics/VARIANT (numbers for `dvc metrics`) and reports/VARIANT (details, plots)."""
 
+from psclap import log
 from psclap.config import Params
 from psclap.embedding import Embedder
 from psclap.evaluation.evaluate import TestSets
-from psclap.evaluation.report import headline, write_report
+from psclap.evaluation.report import headline
+from psclap.evaluation.run import evaluate_to_folder
 from psclap.files import atomic_folder, write_json
 from psclap.shards.index import ShardIndex
-from psclap.training.spec import Training, build_training_model
+from psclap.training.dual_encoder import DualEncoderRecipe
 from stages import METRICS, MODELS, REPORTS, SHARDS
 from stages._main import run_stage
 
@@ -14,16 +16,9 @@ from stages._main import run_stage
 def main(params: Params, variant: str) -> None:
     index = ShardIndex(SHARDS)
     test_sets = TestSets(index, params.evaluate)
-    training = Training(SHARDS, params.model, params.train[variant], params.seed)
-    batch_size = params.evaluate.batch_size
-    untrained = build_training_model(training, index)
-    results = {
-        "model": test_sets.evaluate(Embedder(MODELS / variant, batch_size)),
-        "untrained": test_sets.evaluate(Embedder.of(*untrained, batch_size)),
-        "chance": test_sets.chance(),
-    }
-    with atomic_folder(REPORTS / variant) as folder:
-        write_report(folder, variant, results)
+    recipe = DualEncoderRecipe(params.model, params.train[variant])
+    untrained = Embedder.of(*recipe.build_model(index, params.seed))
+    results = evaluate_to_folder(REPORTS / variant, variant, test_sets, Embedder(MODELS / variant), untrained)
     numbers = headline(results)
     with atomic_folder(METRICS / variant) as folder:
         for name, entry in numbers.items():
@@ -31,7 +26,9 @@ def main(params: Params, variant: str) -> None:
     for name in params.evaluate.caption_sets:
         scores = numbers[name]["audio_to_text"]
         values = [f"R@{k} {scores[f'R@{k}']:.3f} (chance {scores[f'chance_R@{k}']:.3f})" for k in (1, 10)]
-        print(f"evaluate: {variant} on the {name} set: {', '.join(values)}")
+        log.info(
+            f"evaluate: {variant} on the {name} set: {', '.join(values)}", variant=variant, set=name, scores=scores
+        )
 
 
 if __name__ == "__main__":

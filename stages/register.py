@@ -8,10 +8,12 @@ from typing import Any
 from pipelines.delivery import deliver
 from pipelines.registry import Card, register
 from pipelines.tracking import TrackingStore, mlflow_name
+from psclap import log
 from psclap.config import Params
-from psclap.files import atomic_file, sha256_file, write_json
+from psclap.files import atomic_file, write_json
 from psclap.model_card.facts import Facts, count_parameters, shared_speakers, split_statistics
 from psclap.model_card.page import description, model_card
+from psclap.models.fetch import weights_sha256
 from psclap.shards.index import ShardIndex
 from psclap.strict import flatten
 from psclap.training.journal import Journal
@@ -42,11 +44,16 @@ def main(params: Params, variant: str) -> None:
     write_json(REGISTERED / f"{variant}.json", {"uri": registered.uri, **asdict(registered)})
     with atomic_file(REGISTERED / f"{variant}.md") as partial:
         partial.write_text(card.readme, encoding="utf-8")
-    print(f"register: {registered.uri} is {registered.name}@{params.register.alias} (MLflow at {store})")
+    log.info(
+        f"register: {registered.uri} is {registered.name}@{params.register.alias} (MLflow at {store})",
+        uri=registered.uri,
+        mlflow_run=run_id,
+        weights_sha256=registered.weights_sha256,
+    )
 
 
 def _gather(params: Params, variant: str, run_id: str) -> Facts:
-    index, weights, split = ShardIndex(SHARDS), MODELS / variant / "model.safetensors", params.evaluate.split
+    index, split = ShardIndex(SHARDS), params.evaluate.split
     return Facts(
         name=f"{params.register.name_prefix}-{variant}",
         variant=variant,
@@ -54,7 +61,7 @@ def _gather(params: Params, variant: str, run_id: str) -> Facts:
         config=_read(MODELS / variant / "config.json"),
         progress=_read(MODELS / variant / "progress.json"),
         parameters=count_parameters(MODELS / variant),
-        weights_sha256=sha256_file(weights),
+        weights_sha256=weights_sha256(MODELS / variant),
         run_id=run_id,
         metrics={path.stem: _read(path) for path in sorted((METRICS / variant).glob("*.json"))},
         evaluation=_read(REPORTS / variant / "evaluation.json"),

@@ -1,9 +1,10 @@
+import gc
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -11,11 +12,15 @@ import yaml
 from hypothesis import settings
 from tracking_server import TrackingServer
 
-from psclap.config import PRESETS_FOLDER, ShardConfig
+from psclap.config import PRESETS_FOLDER
 from psclap.corpora import build_corpus
+from psclap.data_config import ShardConfig
 from psclap.parallel import process_map
 from psclap.schema import Utterance, utterances_to_table
 from psclap.shards.writer import ShardJob, write_shards
+
+if TYPE_CHECKING:
+    from small_speech import SmallSpeech
 
 # Derandomised: a run finds the same examples everywhere, so a failure is never a matter of luck.
 settings.register_profile("psclap", deadline=None, derandomize=True, database=None)
@@ -24,6 +29,12 @@ settings.load_profile("psclap")
 # The tests' models are so small that more threads only wait for each other, here and in the processes they start.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def pytest_collection_finish() -> None:
+    """All that was imported stays: garbage is not looked for among it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 WAVLM = {
@@ -65,6 +76,9 @@ SHARDING = ShardConfig(
 )
 """Shards as the demo makes them, but smaller."""
 
+SPEECH_SHARDING = replace(SHARDING, phonemes=True)
+"""And those of its voices."""
+
 MINI_CORPUS = {"train_clips": 96, "val_clips": 24, "test_clips": 48}
 """The options of a small demo corpus."""
 
@@ -77,10 +91,16 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+def demo_without_voices() -> dict[str, Any]:
+    """The demo preset as plain YAML, for tests of the dual encoder."""
+    mapping = yaml.safe_load((PRESETS_FOLDER / "demo.yaml").read_text())
+    return mapping | {"voices": [], "tts": {}}
+
+
 @pytest.fixture
 def params_mapping() -> dict[str, Any]:
-    """The demo preset as plain YAML, free to be broken by the test."""
-    return yaml.safe_load((PRESETS_FOLDER / "demo.yaml").read_text())
+    """The demo preset as plain YAML, without its voices, free to be broken by the test."""
+    return demo_without_voices()
 
 
 @pytest.fixture(scope="session")
@@ -98,6 +118,14 @@ def mini_shards(mini_corpus: tuple[Path, list[Utterance]], tmp_path_factory: pyt
     folder = tmp_path_factory.mktemp("shards")
     shard(mini_corpus[1], folder, SHARDING)
     return folder
+
+
+@pytest.fixture(scope="session")
+def small_speech(tmp_path_factory: pytest.TempPathFactory) -> "SmallSpeech":
+    """A small corpus of espeak-ng with its phonemes' times. Not to be changed."""
+    from small_speech import SmallSpeech  # which imports from here
+
+    return SmallSpeech.make(tmp_path_factory.mktemp("speech"))
 
 
 def shard(utterances: Iterable[Utterance], folder: Path, config: ShardConfig, processes: int = 2) -> dict[str, Any]:
@@ -140,3 +168,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     server.start()
     yield server.uri
     server.stop()
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """Where a headless Chromium listens; tests are skipped where there is none."""
+    from browser import HOW, chromium
+
+    with chromium() as found:
+        if found is None:
+            pytest.skip(HOW)
+        yield found

@@ -7,7 +7,9 @@ from typing import Any
 
 from conftest import WAVLM
 
-from psclap.config import CheckpointConfig, ComputeConfig, EncoderConfig, ModelConfig, TrainConfig, parse_params
+from psclap.config import EncoderConfig, ModelConfig, TrainConfig, parse_params
+from psclap.loop_config import CheckpointConfig, ComputeConfig
+from psclap.training.dual_encoder import DualEncoderRecipe
 from psclap.training.loop import train
 from psclap.training.signals import Signals
 from psclap.training.spec import Training
@@ -44,7 +46,7 @@ def mini(params_mapping: dict[str, Any], shards: Path, variant: str = "intrinsic
     sampling = dataclasses.replace(params.train[variant].sampling, rare_block_size=4)
     settings |= {"sampling": sampling, "compute": ComputeConfig(**compute)}
     train_config: TrainConfig = dataclasses.replace(params.train[variant], **settings)
-    return Training(shards, model, train_config, seed=7, checkpoints=checkpoints)
+    return Training(shards, DualEncoderRecipe(model, train_config), seed=7, checkpoints=checkpoints)
 
 
 def run(training: Training, folder: Path, resume_from: Path | None = None, signals: Signals | None = None) -> Recorder:

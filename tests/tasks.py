@@ -8,7 +8,8 @@ import torch
 from conftest import WAVLM
 
 from psclap import distributed
-from psclap.config import PRESETS_FOLDER, ComputeConfig, EncoderConfig, load_params
+from psclap.config import PRESETS_FOLDER, EncoderConfig, load_params
+from psclap.loop_config import ComputeConfig
 from psclap.models.build import build_model
 from psclap.tags import training_prompts
 from psclap.training.batch import Batch, Example

@@ -14,13 +14,22 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("psclap", "pipelines", "stages")
 FLOORS = (
     {
-        *("errors", "files", "parallel", "strict", "schema", "config", "tags", "markdown", "storage", "distributed"),
-        *("audio", "decoding", "containers", "loudness", "startup", "licences"),
+        *("errors", "files", "parallel", "strict", "schema", "tags", "markdown", "storage", "distributed"),
+        *("config", "data_config", "loop_config", "tts_config"),
+        *("audio", "batching", "decoding", "containers", "loudness", "acoustics", "startup", "licences", "log"),
+        "console",
     },
-    {"models", "model_config", "registration", "remote_code", "losses", "metrics"},
-    {"corpora", "shards", "soundness", "sampling", "loader"},
-    {"training", "evaluation", "embedding", "serving", "export", "search", "tts", "model_card"},
-    {"__init__", "cli", "cli_checkpoint", "cli_data", "cli_export"},
+    {"models", "model_config", "registration", "remote_code", "losses", "metrics", "pairs", "ranking"},
+    {"text", "corpora", "shards", "soundness", "sampling", "loader"},
+    {
+        *("training", "evaluation", "embedding", "serving", "export", "scoring", "search", "tts", "model_card"),
+        *("report", "drift", "status", "retraining"),
+    },
+    {
+        *("__init__", "cli", "cli_checkpoint", "cli_common", "cli_data", "cli_evaluate", "cli_export", "cli_rank"),
+        "cli_say",
+        *("cli_search", "cli_drift", "cli_status"),
+    },
 )
 HEAVY = {"ray", "mlflow", "dvc"}
 

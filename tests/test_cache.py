@@ -121,7 +121,7 @@ def test_what_a_killed_process_left_is_evicted(files, tmp_path):
 def test_errors_are_sentences_and_leave_nothing(files, s3_server, tmp_path):
     cache = FileCache(tmp_path / "cache", 1000)
     absent = remote_file(99, url=f"{s3_server}/cache")
-    with pytest.raises(PsclapError, match=r"cache/99 is missing; build the data set anew"):
+    with pytest.raises(PsclapError, match=r"cache/99 is missing; rebuild it"):
         cache.open(absent)
     other = RemoteFile(files[0].url, 900, files[1].sha256)
     with pytest.raises(PsclapError, match=r"is not what the summary of its data set says: SHA-256"):

@@ -1,15 +1,12 @@
 """The `psclap` command as a process, on a small trained-nowhere checkpoint and real audio files."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from commands import psclap, psclap_process
 
 from psclap import audio
 from psclap.config import parse_params
@@ -42,11 +39,6 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         path.write_bytes(audio.encode_flac(rng.normal(0, 0.1, rate_hz).astype(np.float32), rate_hz))
         paths.append(str(path))
     return paths
-
-
-def psclap(*arguments: Any, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "psclap.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
 
 
 def answer(*arguments: Any) -> list[dict[str, Any]]:
@@ -82,41 +74,6 @@ def test_classify_names_the_nearest_prompt(checkpoint: Path, clips: list[str]) -
     assert [row["raspy"], row["husky"]] == pytest.approx([*found.scores.values()], abs=1e-4)
 
 
-def write_embeddings(folder: Path, checkpoint: Path, dim: int) -> np.ndarray:
-    embeddings = np.random.default_rng(0).normal(size=(5, dim)).astype(np.float32)
-    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
-    table = pa.table(
-        {
-            "key": [f"clip-{number}" for number in range(5)],
-            "intrinsic_tags": [["raspy"]] * 5,
-            "situational_tags": [["fast"]] * 5,
-            "embedding": pa.FixedSizeListArray.from_arrays(pa.array(embeddings.ravel()), dim),
-        }
-    )
-    folder.mkdir()
-    pq.write_table(table, folder / "part-0.parquet")
-    (folder / "_summary.json").write_text(json.dumps({"model": str(checkpoint)}))
-    return embeddings
-
-
-def test_search_returns_the_nearest_clips_in_order(checkpoint: Path, tmp_path: Path) -> None:
-    embeddings = write_embeddings(tmp_path / "embeddings", checkpoint, 64)
-    rows = answer("search", tmp_path / "embeddings", "a raspy voice", "--top", "3")
-    scores = embeddings @ Embedder(checkpoint).embed_text(["a raspy voice"])[0]
-    best = np.argsort(-scores)[:3]
-    assert [row["key"] for row in rows] == [f"clip-{number}" for number in best]
-    assert [row["score"] for row in rows] == pytest.approx(scores[best].tolist(), abs=1e-5)
-    assert "raspy, fast" in psclap("search", tmp_path / "embeddings", "a raspy voice").stdout
-
-
-def test_search_in_the_embeddings_of_another_model_is_refused(checkpoint: Path, tmp_path: Path) -> None:
-    write_embeddings(tmp_path / "embeddings", checkpoint, 8)
-    result = psclap("search", tmp_path / "embeddings", "a raspy voice")
-    assert result.returncode == 1
-    assert "64 dimensions" in result.stderr
-    assert "8" in result.stderr
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -128,7 +85,9 @@ def test_search_in_the_embeddings_of_another_model_is_refused(checkpoint: Path, 
         (["score", "{clip}", "--text", "x", "--model", "ftp://host/model"], "can fetch"),
         (["classify", "{clip}", "--tags", "raspyy,husky", "--model", "{checkpoint}"], "did you mean raspy"),
         (["classify", "{clip}", "--tags", "raspy", "--model", "{checkpoint}"], "at least 2 candidate"),
-        (["search", "{empty}", "x"], "no folder of embeddings"),
+        (["search", "{empty}", "x"], "no output of the scoring job"),
+        (["search", "{empty}"], "nothing to look for"),
+        (["index", "{empty}", "{empty}.index"], "no output of the scoring job"),
         (["config", "check", "nowhere.yaml"], "cannot read the params file"),
         (["config", "use", "papier"], "presets: demo, paper"),
     ],
@@ -156,3 +115,10 @@ def test_presets_are_chosen_by_one_command(tmp_path: Path) -> None:
     assert refused.returncode == 1
     assert "--force" in refused.stderr
     assert psclap("config", "use", "demo", "--path", target, "--force").returncode == 0
+
+
+def test_a_process_of_the_command_ends_with_the_sentence_too() -> None:
+    result = psclap_process("config", "check", "/absent.yaml")
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: cannot read the params file /absent.yaml")
+    assert "Traceback" not in result.stderr

@@ -46,7 +46,8 @@ BAD_VALUES = [
     ("evaluate.attributes", [], "must name at least one"),
     ("register.alias", None, "must be text"),
     ("register.license", "gratis", "must be a licence of the Hugging Face Hub or its SPDX identifier, such as mit"),
-    ("embed.variant", "speaker", "must be one of the variants"),
+    ("score.variant", "speaker", "must be one of the variants"),
+    ("reward.follow_probability", 1.5, "must lie in [0, 1]"),
     ("register", "psclap", "is not a section; it must hold the keys experiment, name_prefix, alias"),
     ("shard.max_sample_per_shard", 3, "unknown key (value 3); did you mean 'max_samples_per_shard'?"),
     ("train.intrinsic.lr", 3, "unknown key (value 3)"),
@@ -114,7 +115,7 @@ def test_a_bad_value_is_named_with_its_key_and_its_rule(params_mapping, where, v
 
 
 @pytest.mark.parametrize(
-    "where", ["seed", "embed", "shard.max_reject_rate", "model.speech.pooling", "train.base", "train.intrinsic"]
+    "where", ["seed", "score", "shard.max_reject_rate", "model.speech.pooling", "train.base", "train.intrinsic"]
 )
 def test_a_missing_key_is_named(params_mapping, where):
     put(params_mapping, where, MISSING)
@@ -137,7 +138,10 @@ def test_a_missing_key_is_named(params_mapping, where):
         ({"train.base.sampling.mixing_corpora": ["a", "a"]}, "mixing_corpora ['a', 'a'] names a corpus twice"),
         ({"train.base.sampling.bucket_batches": 1}, "train.base.sampling.bucket_batches: 1 must be at least 2"),
         ({"train.intrinsic.sampling.distinct_captions": True}, "train.intrinsic.sampling: distinct_captions spreads"),
-        ({"train.intrinsic.sampling.bucket_batches": 4}, "train.intrinsic.sampling: bucket_batches regroups batches"),
+        (
+            {"train.intrinsic.sampling.bucket_batches": 4},
+            "train.intrinsic.sampling: bucket_batches and max_batch_s regroup",
+        ),
         (
             {"train.base.sampling.mixing_probabilities": [0.5, 0.0]},
             "train.base.sampling: mixing_probabilities [0.5, 0.0] must all be above 0",
@@ -161,6 +165,8 @@ def test_a_missing_key_is_named(params_mapping, where):
         ({"variants": ["intrinsic", "combined"]}, "variants: ['intrinsic', 'combined'] must list the sections"),
         ({"variants": ["intrinsic"] * 3}, "variants: ['intrinsic', 'intrinsic', 'intrinsic'] must list the sections"),
         ({"train.combined": None}, "train.combined: None is not a section"),
+        ({"reward.variants": ["speaker"]}, "reward.variants: 'speaker' must be one of the variants"),
+        ({"corpus.name": "manifest"}, "reward.variants: ['combined'] must be [] with the corpus 'manifest'"),
     ],
 )
 def test_a_rule_between_keys_is_named_with_its_section(params_mapping, changes, said):
@@ -171,7 +177,7 @@ def test_a_rule_between_keys_is_named_with_its_section(params_mapping, changes, 
     assert said in str(error.value)
 
 
-SECTION_LEAVES = [case for case in BAD_VALUES if case[0].count(".") and case[0] != "embed.variant"]
+SECTION_LEAVES = [case for case in BAD_VALUES if case[0].count(".") and case[0] != "score.variant"]
 
 
 @given(cases=st.lists(st.sampled_from(SECTION_LEAVES), min_size=2, unique_by=lambda case: case[0]))
@@ -185,7 +191,7 @@ def test_all_bad_values_are_reported_together(cases):
     assert {where for where, _, _ in cases} == set(said)
 
 
-@pytest.mark.parametrize("section", [None, "shard", "model", "model.speech", "train.combined", "embed"])
+@pytest.mark.parametrize("section", [None, "shard", "model", "model.speech", "train.combined", "score"])
 def test_configuration_is_frozen(params_mapping, section):
     value: Any = config.parse_params(params_mapping)
     for name in section.split(".") if section else ():

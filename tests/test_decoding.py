@@ -245,7 +245,7 @@ BOMBS = {
 def test_a_bomb_is_refused_in_little_memory(bomb, max_duration_s):
     make, expected = BOMBS[bomb]
     data = make()
-    limit = 32e6 if max_duration_s or expected != "too long" or "not" not in bomb else 4.2 * 3600 * 8000
+    limit = 32e6 if max_duration_s or expected != "too long" or "not" not in bomb else 4.4 * 3600 * 16000
     tracemalloc.start()
     try:
         assert reason(data, max_duration_s=max_duration_s) == expected

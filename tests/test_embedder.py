@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -31,7 +32,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def embedder(checkpoint: Path) -> Embedder:
-    return Embedder(checkpoint, batch_size=2)
+    return Embedder(checkpoint, batch_s=1.5)
 
 
 @pytest.fixture(scope="module")
@@ -114,10 +115,49 @@ def test_a_rate_must_be_one(embedder: Embedder, rate_hz: Any) -> None:
         embedder.embed_audio([noise(0.5)], rate_hz)
 
 
-@pytest.mark.parametrize("batch_size", [0, -1])
-def test_a_batch_has_something_in_it(checkpoint: Path, batch_size: int) -> None:
-    with pytest.raises(PsclapError, match=f"batch_size {batch_size} must be at least 1"):
-        Embedder(checkpoint, batch_size)
+@pytest.mark.parametrize("batch_s", [0, -1.0, float("nan")])
+def test_a_batch_has_something_in_it(checkpoint: Path, batch_s: float) -> None:
+    with pytest.raises(PsclapError, match=f"batch_s {batch_s} must be above 0"):
+        Embedder(checkpoint, batch_s=batch_s)
+
+
+def test_embeddings_do_not_depend_on_what_is_batched_together(checkpoint: Path) -> None:
+    waves = [noise(0.3 + number % 7 / 3, seed=number) for number in range(30)]
+    texts = ["a voice", "a deep voice, " * 9, "a fast, loud and very cheerful voice"] * 5
+    alone = Embedder(checkpoint, batch_s=0.001)
+    for batch_s in (1.0, 3.7, 1000.0):
+        together = Embedder(checkpoint, batch_s=batch_s)
+        np.testing.assert_allclose(together.embed_audio(waves), alone.embed_audio(waves), atol=1e-6)
+        np.testing.assert_allclose(
+            together.embed_text(texts), np.concatenate([alone.embed_text([text]) for text in texts]), atol=1e-6
+        )
+
+
+def test_no_more_than_a_window_of_waves_is_held(checkpoint: Path) -> None:
+    embedder, freed, most = Embedder(checkpoint, batch_s=1.0), [], 0
+
+    def waves() -> Iterator[np.ndarray]:
+        nonlocal most
+        for number in range(100):
+            wave = noise(0.5, seed=number)
+            weakref.finalize(wave, freed.append, number)
+            most = max(most, number + 1 - len(freed))
+            yield wave
+            del wave
+
+    assert embedder.embed_audio(waves()).shape == (100, embedder.dim)
+    assert 32 <= most <= 36
+
+
+def test_bf16_where_it_is_asked_for(checkpoint: Path) -> None:
+    stored, half = Embedder(checkpoint), Embedder(checkpoint, precision="bf16")
+    assert not stored.computes_in_bf16
+    assert half.computes_in_bf16
+    assert not Embedder(checkpoint, precision="auto").computes_in_bf16  # this small one gains nothing
+    waves = [noise(0.5, seed=number) for number in range(3)]
+    cosines = (stored.embed_audio(waves) * half.embed_audio(waves)).sum(1)
+    assert cosines.min() > 0.999
+    assert not np.array_equal(stored.embed_audio(waves), half.embed_audio(waves))
 
 
 @pytest.mark.parametrize("source", [None, 5, io.StringIO("text")])

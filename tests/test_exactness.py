@@ -9,10 +9,15 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from ranks import FORKS
+from small_vocoder import gan_step
+from speech_tasks import speech_step
 from tasks import Case, batch_of_rank, build_task, examples, gradients, relative_error
 from torch.nn.parallel import DistributedDataParallel
 
 from psclap import distributed
+
+pytestmark = pytest.mark.slow
 
 LOSSES = ("info_nce", "sigmoid")
 CASES = [
@@ -23,6 +28,7 @@ CASES = [
     *(Case(loss, wavlm=True, micro_batch_size=3, dtype=torch.float64) for loss in LOSSES),
 ]
 BROKEN_CLIP = 9
+SPEECH = ("speech_clip", "clip_tts")
 
 
 def step(case: Case) -> dict[str, Any]:
@@ -44,7 +50,8 @@ def broken() -> torch.Tensor:
 
 
 def results() -> dict[str, Any]:
-    return {**{str(case): step(case) for case in CASES}, "broken": broken()}
+    speech = {objective: speech_step(objective) for objective in SPEECH}
+    return {**{str(case): step(case) for case in CASES}, "broken": broken(), "vocoder": gan_step(), **speech}
 
 
 def _rank(rank: int, folder: Path) -> None:
@@ -62,7 +69,7 @@ def _rank(rank: int, folder: Path) -> None:
 def by_world_size(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
     """Every rank's results of every case; the processes start once, which takes longer than all steps."""
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(_rank, (folder,), nprocs=4)
+    mp.start_processes(_rank, (folder,), nprocs=4, start_method=FORKS.get_start_method())
     saved = {
         world_size: [torch.load(folder / f"{world_size}-{rank}.pt", weights_only=True) for rank in range(world_size)]
         for world_size in (2, 4)
@@ -83,6 +90,35 @@ def test_losses_and_gradients_do_not_depend_on_the_number_of_ranks(
         for name in expected.keys() - {"gradients"}:
             assert got[name].item() == pytest.approx(expected[name].item(), rel=case.tolerance), name
         assert relative_error(got["gradients"], expected["gradients"]) < case.tolerance
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_neither_do_those_of_a_vocoder(by_world_size: dict[int, list[dict[str, Any]]], world_size: int) -> None:
+    """Each network's by itself: the generator's are larger by far."""
+    expected = by_world_size[1][0]["vocoder"]
+    for of_rank in by_world_size[world_size]:
+        got = of_rank["vocoder"]
+        for name in expected.keys() - {"gradients"}:
+            assert got[name].item() == pytest.approx(expected[name].item(), rel=1e-5), name
+        for network in ("generator", "discriminators"):
+            of_network = [
+                {name: gradient for name, gradient in gradients.items() if name.startswith(network)}
+                for gradients in (got["gradients"], expected["gradients"])
+            ]
+            assert relative_error(*of_network) < 1e-4  # the convolutions' own rounding
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("objective", SPEECH)
+def test_nor_those_of_text_to_speech(
+    by_world_size: dict[int, list[dict[str, Any]]], objective: str, world_size: int
+) -> None:
+    expected = by_world_size[1][0][objective]
+    for of_rank in by_world_size[world_size]:
+        got = of_rank[objective]
+        for name in expected.keys() - {"gradients"}:
+            assert got[name].item() == pytest.approx(expected[name].item(), rel=1e-5), name
+        assert relative_error(got["gradients"], expected["gradients"]) < 1e-5
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])

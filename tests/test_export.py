@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from commands import psclap
 from conftest import WAVLM, XLM_R
 from safetensors.torch import load_file
 from test_encoders import SPEECH, TEXT
@@ -67,7 +68,14 @@ def save(config: ModelConfig, folder: Path) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=CONFIGS)
+# Each takes 20 s. Of these the encoders are nearly another one's.
+SOAKED = ("wavlm of base's kind and xlm-r", "wav2vec2 and modernbert")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.soak) if name in SOAKED else name for name in CONFIGS],
+)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(CONFIGS[request.param](), tmp_path_factory.mktemp("export") / "model")
 
@@ -136,8 +144,7 @@ def test_what_differs_too_much_is_not_kept(demo_model: Path, tmp_path: Path, mon
 @pytest.mark.parametrize("form", ["bf16", "onnx"])
 def test_the_command_overwrites_nothing(demo_model: Path, tmp_path: Path, form: str) -> None:
     (tmp_path / "out").mkdir()
-    command = [sys.executable, "-m", "psclap.cli", "export", demo_model, tmp_path / "out", "--format", form]
-    result = subprocess.run(command, capture_output=True, text=True)
+    result = psclap("export", demo_model, tmp_path / "out", "--format", form)
     assert result.returncode == 1
     assert result.stderr.startswith("error: ")
     assert "overwritten" in result.stderr
@@ -145,8 +152,7 @@ def test_the_command_overwrites_nothing(demo_model: Path, tmp_path: Path, form: 
 
 
 def test_the_command_says_what_it_measured(demo_model: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "psclap.cli", "export", demo_model, tmp_path / "out", "--format", "bf16"]
-    result = subprocess.run(command, capture_output=True, text=True)
+    result = psclap("export", demo_model, tmp_path / "out", "--format", "bf16")
     assert (result.returncode, result.stderr) == (0, "")
     assert f"{tmp_path / 'out'}: bf16, " in result.stdout
     assert "smallest cosine" in result.stdout

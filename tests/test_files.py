@@ -1,6 +1,8 @@
 import hashlib
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from psclap.errors import PsclapError
-from psclap.files import atomic_file, atomic_folder, sha256_file, write_json
+from psclap.files import alone, atomic_file, atomic_folder, sha256_file, write_json
 
 
 class Interrupted(BaseException):
@@ -124,3 +126,25 @@ def test_sha256_file_is_the_hash_of_the_bytes(tmp_path):
     data = bytes(range(256)) * 5000
     (tmp_path / "data").write_bytes(data)
     assert sha256_file(tmp_path / "data") == hashlib.sha256(data).hexdigest()
+
+
+_HOLDS = """
+import sys
+from psclap.files import alone
+with alone(sys.argv[1]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_one_process_at_a_time_and_a_killed_one_is_in_nobodys_way(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _HOLDS, str(tmp_path / "lock")]
+    holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(PsclapError, match=rf"process {holder.pid} is at work on the same"), alone(tmp_path / "lock"):
+        pass
+    holder.kill()
+    holder.communicate()
+    with alone(tmp_path / "lock"):
+        assert (tmp_path / "lock").read_text() == f"{os.getpid()}\n"

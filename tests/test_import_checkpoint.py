@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from commands import psclap
 from conftest import WAVLM
 from published import Release, random_projection
 from safetensors.torch import save_file
@@ -79,11 +78,6 @@ def renamed(state: State, *pairs: tuple[str, str]) -> State:
 
 NEW_NAMES = ("parametrizations.weight.original0", "parametrizations.weight.original1")
 OLDER_NAMES = tuple(zip(NEW_NAMES, ("weight_g", "weight_v"), strict=True))
-
-
-def psclap(*arguments: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "psclap.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
 
 
 def check_equal_embeddings(released: Released, folder: Path) -> None:
@@ -274,6 +268,6 @@ def test_an_existing_folder_is_left_as_it_is(released: Released, tmp_path: Path)
     )
     assert result.returncode == 1
     assert result.stderr.startswith("error: ")
-    assert "overwrites nothing" in result.stderr
+    assert "nothing is overwritten" in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert (tmp_path / "model" / "mine").read_text() == "kept"

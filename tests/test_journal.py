@@ -15,6 +15,7 @@ import pytest
 
 from psclap.errors import PsclapError
 from psclap.training.journal import Journal, JournalTracker, Record
+from psclap.training.journal_copy import JournalCopy
 
 
 def records(journal: Journal, kind: str) -> list[Record]:
@@ -173,3 +174,58 @@ def test_what_a_killed_process_logged_is_there(journal: Journal) -> None:
     done = subprocess.run([sys.executable, "-c", code, str(journal.folder)], check=False)
     assert done.returncode == -signal.SIGKILL
     assert [row["step"] for row in journal.history()] == list(range(1, 51))
+
+
+def copy_of(journal: Journal, folder: Path) -> JournalCopy:
+    return JournalCopy(journal.folder, str(folder / "copy"))
+
+
+def test_a_copy_brings_a_journal_back(journal: Journal, tmp_path: Path) -> None:
+    for last in (3, 7):
+        train(journal, 0, last)
+        assert copy_of(journal, tmp_path).update() == journal.path.stat().st_size
+    other = Journal(tmp_path / "elsewhere")
+    copy_of(other, tmp_path).restore()
+    assert (other.path.read_bytes(), other.run) == (journal.path.read_bytes(), journal.run)
+    assert len([*(tmp_path / "copy").glob("records-*")]) <= 2
+
+
+def test_a_torn_line_is_not_copied(journal: Journal, tmp_path: Path) -> None:
+    assert copy_of(journal, tmp_path).update() == 0
+    train(journal, 0, 2)
+    whole = journal.path.read_bytes()
+    journal.path.write_bytes(whole + b'{"kind": "met')
+    assert copy_of(journal, tmp_path).update() == len(whole)
+    other = Journal(tmp_path / "elsewhere")
+    copy_of(other, tmp_path).restore()
+    assert other.path.read_bytes() == whole
+
+
+def test_a_journal_that_others_went_on_with_is_replaced_and_one_that_is_ahead_stays(
+    journal: Journal, tmp_path: Path
+) -> None:
+    train(journal, 0, 2)
+    copy_of(journal, tmp_path).update()
+    other = Journal(tmp_path / "elsewhere")
+    copy_of(other, tmp_path).restore()
+    train(journal, 2, 5)
+    ahead = journal.path.read_bytes()
+    copy_of(journal, tmp_path).restore()
+    assert journal.path.read_bytes() == ahead
+    train(other, 2, 4)
+    copy_of(other, tmp_path).update()
+    copy_of(journal, tmp_path).restore()
+    assert journal.path.read_bytes() == other.path.read_bytes()
+
+
+def test_a_late_copy_does_not_take_the_place_of_a_longer_one(journal: Journal, tmp_path: Path) -> None:
+    train(journal, 0, 2)
+    copy_of(journal, tmp_path).update()
+    (short,) = (tmp_path / "copy").glob("records-*")
+    early = short.read_bytes()
+    train(journal, 2, 4)
+    copy_of(journal, tmp_path).update()
+    short.write_bytes(early)
+    other = Journal(tmp_path / "elsewhere")
+    copy_of(other, tmp_path).restore()
+    assert other.path.read_bytes() == journal.path.read_bytes()

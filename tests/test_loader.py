@@ -17,9 +17,10 @@ from test_sampling import CONCATENATED, PLAIN
 
 from psclap import distributed, loader
 from psclap.config import PRESETS_FOLDER as PRESETS
-from psclap.config import LoadingConfig, TrainConfig, load_params
+from psclap.config import TrainConfig, load_params
 from psclap.errors import PsclapError
 from psclap.loader import Loader, Position
+from psclap.loop_config import LoadingConfig
 from psclap.shards.cache import FileCache
 from psclap.shards.index import ShardIndex
 from psclap.training.data import build_stream

@@ -155,6 +155,31 @@ def test_values_that_a_tag_map_lacks_are_all_listed(tmp_path):
     )
 
 
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_a_manifest_for_text_to_speech_needs_no_captions(tmp_path, suffix):
+    row = {
+        "audio": "1.wav",
+        "speaker": "s1",
+        "source": "own",
+        "split": "train",
+        "transcript": "你好。",
+        "language": "cmn",
+    }
+    (found,) = read(write(tmp_path / f"a.{suffix}", [row]))
+    assert (found.captions, found.transcript, found.language) == ((), "你好。", "cmn")
+    with pytest.raises(PsclapError, match="there is no caption and no transcript; every clip needs one of them"):
+        read(write(tmp_path / f"b.{suffix}", [row, {**row, "transcript": " "}]))
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_an_empty_list_of_captions_says_that_there_are_none_and_an_empty_text_is_a_slip(tmp_path, suffix):
+    row = {**CAPTIONED, "captions": ["A voice."], "transcript": "Hello."}
+    one, two = read(write(tmp_path / f"a.{suffix}", [row, {**row, "audio": "2.wav", "captions": []}]))
+    assert ([caption.text for caption in one.captions], two.captions) == (["A voice."], ())
+    with pytest.raises(PsclapError, match="captions is empty; every clip needs a caption"):
+        read(write(tmp_path / f"b.{suffix}", [row, {**row, "captions": [" "]}]))
+
+
 def test_only_chooses_rows(tmp_path):
     rows = [labelled(audio=f"{n}.wav", emotion=emotion) for n, emotion in enumerate(["anger", "joy", "", "fear"])]
     options = {"caption_template": "A voice in {emotion}.", "only": {"emotion": ["joy", "fear"]}}
@@ -198,7 +223,7 @@ def test_a_bad_cell_is_named_with_its_file_and_its_line(tmp_path, suffix, change
     ("options", "said"),
     [
         ({"columns": {"speaker": "who"}}, r"a\.csv lacks the columns \['who'\] that corpus.options names; it has"),
-        ({"columns": {"captions": None}}, r"a\.csv has no captions; name their field, or write a caption_template"),
+        ({"columns": {"captions": None}}, r"a\.csv has no captions and no transcript; name a field of either, or"),
         ({"columns": {"audio": None}}, r"a\.csv has no column audio; set columns\.audio to one of"),
         ({"columns": {"speaker": None}}, r"a\.csv has no field for speaker; name it, or set defaults\.speaker"),
         ({"columns": {"split": None}}, r"has no field for split; name it, or set defaults\.split, val_share"),

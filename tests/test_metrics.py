@@ -1,5 +1,3 @@
-import itertools
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,64 +6,6 @@ from scipy.special import comb
 from sklearn.metrics import confusion_matrix, f1_score, recall_score
 
 from psclap import metrics
-from psclap.errors import PsclapError
-
-
-def slow_ranks(scores, is_right):
-    """Ranks of the first right candidate in every order that sorts `scores`, equally likely."""
-    orders = [
-        order
-        for order in itertools.permutations(range(len(scores)))
-        if all(scores[one] >= scores[other] for one, other in itertools.pairwise(order))
-    ]
-    return [1 + next(place for place, number in enumerate(order) if is_right[number]) for order in orders]
-
-
-@st.composite
-def queries(draw, ties: bool):
-    """Scores and right candidates of some queries, with ties among the scores or without."""
-    number, candidates = draw(st.integers(1, 4)), draw(st.integers(1, 6))
-    scores, is_right = np.zeros((number, candidates)), np.zeros((number, candidates), bool)
-    for query in range(number):
-        unique = st.lists(st.integers(0, 3 if ties else 99), min_size=candidates, max_size=candidates, unique=not ties)
-        scores[query] = draw(unique)
-        right = st.sets(st.integers(0, candidates - 1), min_size=1, max_size=candidates)
-        is_right[query, list(draw(right))] = True
-    return scores, is_right
-
-
-@pytest.mark.parametrize("ties", [False, True])
-@given(data=st.data(), k=st.integers(1, 8))
-def test_ranks_and_recalls_equal_the_mean_over_sorted_orders(ties, data, k):
-    scores, is_right = data.draw(queries(ties))
-    ranks = metrics.ranks(scores, is_right)
-    slow = [slow_ranks(*query) for query in zip(scores, is_right, strict=True)]
-    np.testing.assert_allclose(ranks.expected, [np.mean(query) for query in slow])
-    recall = np.mean([np.mean([rank <= k for rank in query]) for query in slow])
-    assert metrics.recall_at(ranks, k) == pytest.approx(recall)
-
-
-def test_large_rankings_equal_a_sort():
-    rng = np.random.default_rng(0)
-    scores, is_right = rng.standard_normal((50, 300)), rng.random((50, 300)) < 0.02
-    is_right[:, 0] = True
-    ordered = np.take_along_axis(is_right, (-scores).argsort(axis=1), axis=1)
-    expected = ordered.argmax(axis=1) + 1
-    result = metrics.retrieval_metrics(metrics.ranks(scores, is_right))
-    assert result == {
-        **{f"R@{k}": pytest.approx((expected <= k).mean()) for k in (1, 5, 10)},
-        "median_rank": np.median(expected),
-        "mean_rank": pytest.approx(expected.mean()),
-        "MRR": pytest.approx((1 / expected).mean()),
-    }
-
-
-@pytest.mark.parametrize("k", [1, 5, 10, 40])
-def test_a_model_that_scores_everything_alike_gets_what_guessing_gets(k):
-    is_right = np.eye(40, dtype=bool)
-    ranks = metrics.ranks(np.full((40, 40), 0.25), is_right)
-    assert metrics.recall_at(ranks, k) == pytest.approx(metrics.chance_recall(is_right.sum(1), 40, k))
-    assert ranks.expected == pytest.approx(20.5)
 
 
 @given(right=st.lists(st.integers(1, 12), min_size=1, max_size=5), k=st.integers(1, 15))
@@ -101,7 +41,11 @@ def test_rows_of_the_confusion_matrix_are_the_actual_class():
     assert confusion.tolist() == [[1, 0, 0], [0, 0, 0], [0, 2, 0]]
 
 
-def test_scores_that_are_not_finite_are_refused():
-    scores = np.array([[0.5, np.nan], [0.1, 0.2]])
-    with pytest.raises(PsclapError, match="not finite"):
-        metrics.ranks(scores, np.eye(2, dtype=bool))
+@given(batch=st.lists(LABELS, min_size=1, max_size=4))
+def test_scores_of_many_matrices_are_those_of_each(batch):
+    confusions = [metrics.confusion_matrix(*np.array(pairs).T, 5) for pairs in batch]
+    for of_many, of_one in (
+        (metrics.unweighted_average_recalls, metrics.unweighted_average_recall),
+        (metrics.macro_f1s, metrics.macro_f1),
+    ):
+        assert of_many(np.stack(confusions)).tolist() == [of_one(confusion) for confusion in confusions]

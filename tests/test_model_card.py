@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 import yaml
-from conftest import MINI_CORPUS, SHARDING, shard
+from conftest import MINI_CORPUS, SHARDING, demo_without_voices, shard
 from huggingface_hub import EvalResult, ModelCard
 from mlflow import MlflowClient
 from small_training import mini
@@ -22,6 +22,7 @@ from psclap.embedding import Embedder
 from psclap.errors import ConfigError
 from psclap.evaluation.evaluate import TestSets
 from psclap.evaluation.report import headline
+from psclap.evaluation.run import evaluate_to_folder
 from psclap.files import sha256_file
 from psclap.model_card.facts import Facts, corpus_names, count_parameters, shared_speakers, split_statistics
 from psclap.model_card.metadata import base_models
@@ -30,14 +31,13 @@ from psclap.model_card.standing import Standing, is_above_chance, uar_error
 from psclap.schema import Utterance
 from psclap.shards.index import ShardIndex
 from psclap.strict import flatten
-from psclap.training.spec import build_training_model
 
 VARIANT = "intrinsic"
 PERFECT, EVEN = [[24, 0], [0, 24]], [[12, 12], [12, 12]]
 
 
 def demo_mapping(**register: Any) -> dict[str, Any]:
-    mapping = yaml.safe_load((PRESETS_FOLDER / "demo.yaml").read_text())
+    mapping = demo_without_voices()
     mapping["corpus"]["options"] |= MINI_CORPUS
     mapping["register"] |= register
     return mapping
@@ -48,18 +48,18 @@ def model_folder(mini_shards: Path, tmp_path_factory: pytest.TempPathFactory) ->
     """An untrained model, saved as training saves one."""
     folder = tmp_path_factory.mktemp("model")
     training = mini(demo_mapping(), mini_shards, VARIANT)
-    for part in build_training_model(training, ShardIndex(mini_shards)):
+    for part in training.recipe.build_model(ShardIndex(mini_shards), training.seed):
         part.save_pretrained(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
-def facts(mini_shards: Path, model_folder: Path) -> Facts:
+def facts(mini_shards: Path, model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Facts:
     """What the register stage would gather of that model, with its real evaluation."""
     params, index = parse_params(demo_mapping()), ShardIndex(mini_shards)
     test_sets = TestSets(index, params.evaluate)
-    of_model = test_sets.evaluate(Embedder(model_folder))
-    results = {"model": of_model, "untrained": of_model, "chance": test_sets.chance()}
+    model = Embedder(model_folder)
+    results = evaluate_to_folder(tmp_path_factory.mktemp("report"), VARIANT, test_sets, model, model)
     return Facts(
         name=f"psclap-{VARIANT}",
         variant=VARIANT,
@@ -151,13 +151,23 @@ def test_every_number_of_the_tables_is_that_of_the_metrics_files(facts: Facts) -
         names = ("R@1 1", "by chance 1", "R@5 1", "R@10 1", "by chance 2")
         shares = ("R@1", "chance_R@1", "R@5", "R@10", "chance_R@10")
         assert [float(row[name]) / 100 for name in names] == pytest.approx([scores[name] for name in shares], abs=1e-9)
+        ends = [float(end) / 100 for end in row["95 % 1"].split(" to ")]
+        assert ends == pytest.approx([scores["R@1_low"], scores["R@1_high"]], abs=1e-9)
         assert float(row["median rank 1"]) == scores["median_rank"]
         assert float(row["mean rank 1"]) == scores["mean_rank"]
     classified = table_of(text, "attribute", "UAR")
     assert [row["attribute 1"] for row in classified] == list(facts.params.evaluate.attributes)
     for row in classified:
         scores = facts.metrics["classification"][row["attribute 1"]]
-        pairs = {"UAR 1": "UAR", "by chance 1": "chance_UAR", "untrained 1": "untrained_UAR", "macro F1 1": "macro_F1"}
+        pairs = {
+            "UAR 1": "UAR",
+            "by chance 1": "chance_UAR",
+            "untrained 1": "untrained_UAR",
+            "by ensembles 1": "ensemble_UAR",
+            "macro F1 1": "macro_F1",
+        }
+        ends = [float(end) / 100 for end in row["95 % 1"].split(" to ")]
+        assert ends == pytest.approx([scores["UAR_low"], scores["UAR_high"]], abs=1e-9)
         for name, key in pairs.items():
             assert float(row[name]) / 100 == pytest.approx(scores[key], abs=1e-9)
 
@@ -308,14 +318,19 @@ def test_a_folder_that_an_encoder_was_started_from_is_not_told(facts: Facts) -> 
     assert "somebody" not in str(model_card(moved))
 
 
+def with_corpus(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The demo's parameters for another corpus."""
+    mapping = demo_mapping()
+    return mapping | {"corpus": {"name": name, "options": options}, "reward": mapping["reward"] | {"variants": []}}
+
+
 def test_several_corpora_are_named_one_by_one() -> None:
     members = [{"name": name, "prefix": prefix} for name, prefix in [("demo", "a"), ("manifest", "b"), ("demo", "c")]]
-    corpus = parse_params(demo_mapping() | {"corpus": {"name": "several", "options": {"corpora": members}}}).corpus
-    assert corpus_names(corpus) == ("demo", "manifest")
+    assert corpus_names(parse_params(with_corpus("several", {"corpora": members})).corpus) == ("demo", "manifest")
 
 
 def test_only_the_demo_is_called_synthetic(facts: Facts) -> None:
-    params = parse_params(demo_mapping() | {"corpus": {"name": "manifest", "options": {}}})
+    params = parse_params(with_corpus("manifest", {}))
     demo, other = str(model_card(facts)), str(model_card(replace(facts, params=params)))
     assert "espeak-ng" in demo
     assert "Labelling or filtering corpora" not in demo

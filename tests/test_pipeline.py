@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,30 @@ import yaml
 from huggingface_hub import ModelCard
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
+from typer.testing import CliRunner, Result
 
+from pipelines.lease import leased
+from pipelines.promotion import standing
+from pipelines.retrain import app
+from pipelines.tracking import TrackingStore
 from psclap.embedding import Embedder
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
+
+
+RETRAIN: dict[str, Any] = {
+    "variants": {
+        "combined": {
+            "model": "psclap-combined",
+            "policy": {"fixed": {"classification/gender/UAR": {"min": 0.1, "max_regression": 0.2}}},
+        }
+    },
+    "test_sets": {"fixed": {"shards": "data/shards"}},
+    "data": {"min_clips": {"train": 90}, "max_reject_rate": 0.1},
+}
 
 
 def tracked_files() -> list[str]:
@@ -40,7 +58,8 @@ def tracked_files() -> list[str]:
     return [name for name in listed.stdout.splitlines() if (ROOT / name).is_file()]
 
 
-def clone(target: Path) -> Path:
+def clone(target: Path, voices: dict[str, Any] | None = None) -> Path:
+    """A small project as a user would have it; `voices` are its sections of text to speech, none where not given."""
     for name in tracked_files():
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, target / name)
@@ -50,7 +69,15 @@ def clone(target: Path) -> Path:
     params["shard"]["max_samples_per_shard"] = 40
     params["train"]["base"] |= {"max_steps": 40, "validate_every": 4, "log_every": 10, "global_batch_size": 16}
     params["train"]["base"] |= {"warmup_steps": 2}
+    params["reward"] |= {"prompts": 6, "candidates": 4, "calibration_clips": 96}
+    params |= voices or {"voices": [], "tts": {}}
+    params["register"]["alias"] = "challenger"
+    params["variants"].remove("intrinsic")  # two variants show what three would
+    del params["train"]["intrinsic"]
     (target / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    (target / "retrain.yaml").write_text(yaml.safe_dump(RETRAIN))
+    pipeline = (target / "dvc.yaml").read_text().splitlines(keepends=True)
+    (target / "dvc.yaml").write_text("".join(line for line in pipeline if "/intrinsic/" not in line))
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "mini"]):
         identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
         subprocess.run(["git", *identity, *command], cwd=target, check=True)
@@ -85,7 +112,7 @@ class Project:
 
     def run(self, *command: str) -> str:
         process = self.start(*command)
-        out, err = process.communicate(timeout=900)
+        out, err = process.communicate(timeout=1500)
         assert process.returncode == 0, f"{command}: {process.returncode}\n{out[-4000:]}\n{err[-4000:]}"
         return out
 
@@ -95,25 +122,26 @@ class Project:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory, server: str) -> Project:
-    """A clone after its first `dvc repro`."""
+    """A clone after its first retraining, which is a `dvc repro` and a gate."""
     project = Project(clone(tmp_path_factory.mktemp("project")), server)
-    output = project.run("dvc", "repro")
-    assert output.count("Running stage") == 13
+    output = project.run("python", "-m", "pipelines.retrain", "--config", "retrain.yaml")
+    assert output.count("Running stage") == 11
+    assert "models:/psclap-combined/1 is psclap-combined@champion now" in output
     return project
 
 
 def test_repro_leaves_every_product(project: Project) -> None:
-    for variant in ("intrinsic", "situational", "combined"):
+    for variant in ("situational", "combined"):
         assert Embedder(project.folder / "models" / variant).dim == 64
         metrics = project.json(f"metrics/{variant}/combined.json")["audio_to_text"]
         assert 0 <= metrics["R@1"] <= metrics["R@10"] <= 1
         assert metrics["chance_R@10"] == pytest.approx(10 / 24, abs=1e-3)
         assert (project.folder / f"reports/{variant}/confusion.png").stat().st_size > 10_000
     assert "| combined" in (project.folder / "summary.md").read_text()
-    embeddings = pq.read_table(project.folder / "embeddings")
+    embeddings = pq.read_table(project.folder / "embeddings" / "clips")
     assert embeddings.num_rows == 48
     assert str(embeddings.schema.field("embedding").type) == "fixed_size_list<element: float>[64]"
-    assert all((run / "finished").is_file() for run in (project.folder / "runs").iterdir())
+    assert all((run / "finished").is_file() for run in (project.folder / "runs").glob("*-" + "?" * 12))
     shards = list((project.folder / "data/shards").glob("*.tar"))
     assert shards
     assert all(shard.stat().st_nlink == 2 for shard in shards)  # DVC's cache links them, it holds no copy
@@ -121,7 +149,7 @@ def test_repro_leaves_every_product(project: Project) -> None:
 
 
 def test_embeddings_are_those_of_the_model_in_the_folder(project: Project) -> None:
-    table = pq.read_table(project.folder / "embeddings").to_pylist()
+    table = pq.read_table(project.folder / "embeddings" / "clips").to_pylist()
     embedder = Embedder(project.folder / "models" / "combined")
     from psclap.shards.index import ShardIndex
 
@@ -136,14 +164,18 @@ def test_embeddings_are_those_of_the_model_in_the_folder(project: Project) -> No
 def test_a_second_repro_does_nothing(project: Project) -> None:
     output = project.run("dvc", "repro")
     assert "Running stage" not in output
-    assert output.count("didn't change, skipping") == 13
+    assert output.count("didn't change, skipping") == 11
     assert "Data and pipelines are up to date" in output
 
 
 def test_dvc_shows_metrics_and_plots(project: Project) -> None:
     shown = json.loads(project.run("dvc", "metrics", "show", "--json"))
     files = shown[""]["data"]
-    assert len(files) == 12
+    of_a_variant = ["classification", "combined", "composition", "intrinsic", "situational"]
+    assert sorted(files) == sorted(
+        ["metrics/reward/combined.json"]
+        + [f"metrics/{variant}/{name}.json" for variant in ("situational", "combined") for name in of_a_variant]
+    )
     assert "R@10" in json.dumps(files)
     project.run("dvc", "plots", "show", "-o", "plots-page")
     assert (project.folder / "plots-page" / "index.html").is_file()
@@ -152,7 +184,7 @@ def test_dvc_shows_metrics_and_plots(project: Project) -> None:
 def test_runs_and_models_are_on_the_server(project: Project, server: str) -> None:
     client = MlflowClient(server)
     runs = client.search_runs([client.get_experiment_by_name("psclap").experiment_id])
-    assert sorted(run.info.run_name for run in runs) == ["combined", "intrinsic", "situational"]
+    assert sorted(run.info.run_name for run in runs) == ["combined", "situational"]
     for run in runs:
         variant = run.info.run_name
         check_run(client, run.info.run_id)
@@ -167,7 +199,7 @@ def test_runs_and_models_are_on_the_server(project: Project, server: str) -> Non
         assert run.data.tags["data_index_sha256"] == index
         artifacts = [item.path for item in client.list_artifacts(run.info.run_id, variant)]
         assert f"{variant}/confusion.png" in artifacts
-        version = client.get_model_version_by_alias(f"psclap-{variant}", "champion")
+        version = client.get_model_version_by_alias(f"psclap-{variant}", "challenger")
         assert version.run_id == run.info.run_id
         assert version.tags["combined/audio_to_text/R_at_10"] == f"{metrics['R@10']:.4f}"
         check_card(project, variant, server, version)
@@ -198,10 +230,59 @@ def test_the_command_line_searches_by_model_uri(project: Project) -> None:
     assert scored[0]["score"] == pytest.approx(found[0]["score"], abs=1e-3)
 
 
-def test_an_experiment_reruns_only_what_depends_on_it(project: Project) -> None:
-    output = project.run("dvc", "exp", "run", "-S", "train.combined.learning_rate=0.0005")
-    ran = {line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")}
-    assert ran == {"train@combined", "evaluate@combined", "register@combined", "embed", "compare"}
+@pytest.fixture
+def retrain(project: Project, monkeypatch: pytest.MonkeyPatch, server: str) -> Callable[..., Result]:
+    """Runs the retraining's command in this process, in the project's folder, with a changed retrain.yaml."""
+    monkeypatch.chdir(project.folder)
+    for name in ("MLFLOW_TRACKING_URI", "PYTHONPATH", "PATH"):
+        monkeypatch.setenv(name, project.environment[name])
+    mlflow.set_tracking_uri(server)
+
+    def run(*arguments: str, **changes: Any) -> Result:
+        (project.folder / "changed.yaml").write_text(yaml.safe_dump({**RETRAIN, **changes}))
+        return CliRunner().invoke(app, ["--config", "changed.yaml", *arguments])
+
+    return run
+
+
+def test_a_retraining_with_nothing_new_says_so(retrain: Callable[..., Result]) -> None:
+    done = retrain()
+    assert done.exit_code == 0
+    assert "combined: nothing new" in done.stdout
+    preview = retrain("--dry-run")
+    assert preview.exit_code == 0
+    assert "dvc repro would run nothing" in preview.stdout
+
+
+def test_what_keeps_a_retraining_from_its_work_has_a_status_of_its_own(
+    retrain: Callable[..., Result], project: Project, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unsound = retrain(data={"min_clips": {"train": 97}, "min_hours": {"test": 0.1}})
+    assert unsound.exit_code == 11
+    assert "train has 96 clips, and min_clips asks for 97" in unsound.stderr
+    assert "test has 0.0" in unsound.stderr
+    with leased(TrackingStore(server, None), "psclap-retrain-lock"):
+        busy = retrain()
+    assert busy.exit_code == 75
+    assert "psclap-retrain-lock is held by" in busy.stderr
+    assert retrain(variants={}).exit_code == 1
+    assert retrain("--rollback").exit_code == 1
+    assert "version 1 of psclap-combined replaced no other" in retrain("--rollback").stderr
+    assert retrain("--rollback", "--dry-run").exit_code == 1
+    assert (
+        "has the variants situational, combined" in retrain(variants={"night": RETRAIN["variants"]["combined"]}).stderr
+    )
+    other = {"combined": {**RETRAIN["variants"]["combined"], "model": "other"}}
+    assert "registers it as psclap-combined, not 'other'" in retrain(variants=other).stderr
+    params = (project.folder / "params.yaml").read_text()
+    (project.folder / "params.yaml").write_text(params.replace("alias: challenger", "alias: champion"))
+    try:
+        assert "'champion' would put every new model into use" in retrain().stderr
+    finally:
+        (project.folder / "params.yaml").write_text(params)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    assert retrain().exit_code == 75
 
 
 def test_another_licence_only_registers_again(project: Project) -> None:
@@ -213,8 +294,26 @@ def test_another_licence_only_registers_again(project: Project) -> None:
     finally:
         params.write_text(before)
     ran = {line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")}
-    assert ran >= {"register@intrinsic", "register@situational", "register@combined"}
-    assert ran <= {"register@intrinsic", "register@situational", "register@combined", "embed"}
+    assert ran >= {"register@situational", "register@combined"}
+    assert ran <= {"register@situational", "register@combined", "score"}
+
+
+def test_a_worse_model_does_not_become_the_champion(project: Project, server: str) -> None:
+    """Only what depends on the changed setting runs again."""
+    params = project.folder / "params.yaml"
+    mapping = yaml.safe_load(params.read_text())
+    mapping["train"]["combined"]["learning_rate"] = 1e-9
+    params.write_text(yaml.safe_dump(mapping, sort_keys=False))
+    (project.folder / "worse.yaml").write_text(yaml.safe_dump({**RETRAIN, "targets": ["register@combined"]}))
+    process = project.start("python", "-m", "pipelines.retrain", "--config", "worse.yaml")
+    out, err = process.communicate(timeout=1500)
+    assert process.returncode == 10, err
+    ran = {line.split("'")[1] for line in out.splitlines() if line.startswith("Running stage")}
+    assert ran == {"train@combined", "evaluate@combined", "register@combined"}
+    assert "models:/psclap-combined/2: keep the champion" in out
+    assert "classification/gender/UAR on fixed is" in out
+    now = standing(TrackingStore(server, None).client(), "psclap-combined")
+    assert (now.challenger, now.champion, now.previous) == ("2", "1", None)
 
 
 @pytest.fixture
@@ -245,11 +344,11 @@ def interrupt(project: Project, *command: str, at_work: str, status: int = 130) 
             break
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == status, err
     assert "interrupted" in err
     assert "Traceback" not in err
-    return err
+    return out + err
 
 
 def test_an_interrupted_prepare_leaves_nothing(copy: Project) -> None:
@@ -268,42 +367,31 @@ def test_an_interrupted_shard_leaves_nothing(copy: Project) -> None:
     assert {path.name for path in (copy.folder / "data").iterdir()} == {"corpus"}
 
 
-def test_an_interrupted_training_goes_on_and_ends_the_same(copy: Project, project: Project, server: str) -> None:
-    """It also does without its tracking server, all the while; what that missed is sent by the register stage."""
-    copy.environment["MLFLOW_TRACKING_URI"] = "http://127.0.0.1:9"
-    command = ("python", "-m", "stages.train", "situational")
-    model = copy.folder / "models/situational"
-    shutil.rmtree(model)
-    forget_runs(copy)
-    interrupt(copy, *command, at_work="runs/situational-*/checkpoints/step-*")
-    assert not list((copy.folder / "models").glob("*situational*"))
-    output = copy.run(*command)
+def test_dvc_repro_goes_on_with_an_interrupted_training_and_ends_the_same(project: Project, server: str) -> None:
+    """DVC deletes a stage's outputs before it runs it again; the checkpoints are not among them.
+
+    It also does without its tracking server, all the while; what that missed is sent by the register stage.
+    """
+    names = [f"models/situational/{name}" for name in ("model.safetensors", "trainer.safetensors", "progress.json")]
+    names.append("training/situational/history.csv")
+    expected = [(project.folder / name).read_bytes() for name in names]
+    before = project.json("registered/situational.json")["run_id"]
+    forget_runs(project)
+    command = ("dvc", "repro", "--force", "--single-item", "train@situational")
+    project.environment["MLFLOW_TRACKING_URI"] = "http://127.0.0.1:9"
+    try:
+        said = interrupt(project, *command, at_work="runs/situational-*/checkpoints/step-*", status=DVC_STAGE_FAILED)
+        output = project.run(*command)
+    finally:
+        project.environment["MLFLOW_TRACKING_URI"] = server
+    assert "a checkpoint is being written" in said
     assert "going on from step" in output
     assert "the tracking store http://127.0.0.1:9 has not taken everything" in output
-    for name in ("model.safetensors", "trainer.safetensors", "progress.json"):
-        assert (model / name).read_bytes() == (project.folder / "models/situational" / name).read_bytes(), name
-    history = "training/situational/history.csv"
-    assert (copy.folder / history).read_text() == (project.folder / history).read_text()
-    copy.environment["MLFLOW_TRACKING_URI"] = server
-    copy.run("python", "-m", "stages.register", "situational")
-    run_id = copy.json("registered/situational.json")["run_id"]
-    assert run_id != project.json("registered/situational.json")["run_id"]
+    assert [(project.folder / name).read_bytes() for name in names] == expected
+    project.run("python", "-m", "stages.register", "situational")
+    run_id = project.json("registered/situational.json")["run_id"]
+    assert run_id != before
     check_run(MlflowClient(server), run_id)
-
-
-def test_dvc_repro_goes_on_with_an_interrupted_training(project: Project) -> None:
-    """DVC deletes a stage's outputs before it runs it again; the checkpoints are not among them."""
-    params = project.folder / "params.yaml"
-    before = params.read_text()
-    params.write_text(before.replace("weight_decay: 0.01", "weight_decay: 0.02"))
-    forget_runs(project)
-    try:
-        checkpoints = "runs/situational-*/checkpoints/step-*"
-        interrupt(project, "dvc", "repro", "train@situational", at_work=checkpoints, status=DVC_STAGE_FAILED)
-        output = project.run("dvc", "repro", "train@situational")
-    finally:
-        params.write_text(before)
-    assert "going on from step" in output
 
 
 def check_card(project: Project, variant: str, server: str, version: ModelVersion) -> None:

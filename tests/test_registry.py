@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 import mlflow
 import pytest
 import yaml
+from commands import psclap
 from mlflow import MlflowClient
 from small_model import save_small_model
 from tracking_server import KILLED_AFTER_CALL
@@ -103,6 +105,62 @@ def test_a_version_is_downloaded_once(checkpoint: Path) -> None:
     before = (first / "model.safetensors").stat()
     assert fetch_model("models:/once/1") == first
     assert os.path.samestat((first / "model.safetensors").stat(), before)
+
+
+def change(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"\n")
+
+
+def test_a_model_that_was_changed_in_the_cache_is_not_used(checkpoint: Path) -> None:
+    uri = push_model(checkpoint, "cached")
+    folder = fetch_model(uri)
+    for name in ("model.safetensors", "config.json", "notes/licence.txt", "added.json"):
+        before = (folder / name).read_bytes() if (folder / name).exists() else None
+        (folder / name).write_bytes((before or b"") + b"\n")
+        with pytest.raises(PsclapError, match="models:/cached/1 is not what was registered") as raised:
+            fetch_model(uri)
+        if before is not None:
+            (folder / name).write_bytes(before)
+    (named,) = re.findall(r"remove (\S+) if", str(raised.value))
+    shutil.rmtree(named)
+    assert files(fetch_model(uri)) == {k: v for k, v in files(checkpoint).items() if k != "trainer.safetensors"}
+
+
+def test_a_model_that_was_changed_in_its_artefact_store_is_not_used(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    store = tmp_path / "mlflow"
+    uri = push_model(checkpoint, "kept", tracking_folder=store)
+    folder = fetch_model(uri, store)
+    assert folder.is_relative_to(store)
+    change(folder / "config.json")
+    with pytest.raises(PsclapError, match=r"is not what was registered: .* its tag psclap\.content is"):
+        fetch_model(uri, store)
+    client = TrackingStore.at(store).client()
+    client.delete_model_version_tag("kept", "1", "psclap.content")
+    capsys.readouterr()
+    assert fetch_model(uri, store) == folder  # as versions were, of which only the weights had a hash
+    assert f"{uri} carries no hash of its files: only its weights are checked" in capsys.readouterr().out
+    change(folder / "model.safetensors")
+    with pytest.raises(PsclapError, match=r"is not what was registered: .* its tag weights_sha256 is"):
+        fetch_model(uri, store)
+
+
+def test_what_arrives_damaged_is_not_kept(
+    checkpoint: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = push_model(checkpoint, "damaged")
+    weights = [*tmp_path_factory.getbasetemp().glob("mlflow-server*/artifacts/**/artifacts/model/model.safetensors")]
+    newest = max(weights, key=lambda path: path.stat().st_mtime_ns)
+    whole = newest.read_bytes()
+    newest.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    monkeypatch.setenv("PSCLAP_CACHE_DIR", str(tmp_path / "cache"))
+    with pytest.raises(PsclapError, match="models:/damaged/1 is not what was registered"):
+        fetch_model(uri)
+    assert [path.name for path in (tmp_path / "cache/models").iterdir()] == ["download.lock"]
+    newest.write_bytes(whole)
+    assert files(fetch_model(uri))["model.safetensors"] == whole
 
 
 def test_only_models_are_pulled_and_what_is_pulled_is_whole(checkpoint: Path, tmp_path: Path) -> None:
@@ -227,7 +285,9 @@ class Trap(mlflow.pyfunc.PythonModel):
         return model_input
 
 
-def test_a_pickle_in_a_registered_model_is_never_opened(checkpoint: Path, server: str, tmp_path: Path) -> None:
+def test_a_pickle_in_a_registered_model_is_never_opened(
+    checkpoint: Path, server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     mark = tmp_path / "mark"
     store = MlflowClient(server)
     with mlflow.start_run(experiment_id=store.create_experiment("trap")):
@@ -240,17 +300,12 @@ def test_a_pickle_in_a_registered_model_is_never_opened(checkpoint: Path, server
         )
     mark.unlink(missing_ok=True)
     fetch.pull("models:/trap/1", tmp_path / "model")
+    assert "models:/trap/1 carries no hash of its files: nothing of it is checked" in capsys.readouterr().out
     assert Embedder(tmp_path / "model").dim == 64
     assert not mark.exists()
     downloaded = fetch_model("models:/trap/1").parents[1]
     pickle.loads((downloaded / "python_model.pkl").read_bytes())
     assert mark.exists()  # the trap was set
-
-
-def psclap(*arguments: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "psclap.cli", *map(str, arguments)], capture_output=True, text=True, check=False
-    )
 
 
 def test_the_command_line_pushes_and_pulls(checkpoint: Path, tmp_path: Path) -> None:

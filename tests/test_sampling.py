@@ -9,8 +9,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from psclap.config import SamplingConfig
 from psclap.errors import PsclapError
+from psclap.loop_config import SamplingConfig
 from psclap.sampling import Balance, EpochPlan, Examples, caption_groups, class_balance
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -356,3 +356,41 @@ def test_stopping_before_one_batch_is_full_is_refused():
 def test_sources_that_hold_less_than_a_batch_together_are_refused():
     with pytest.raises(PsclapError, match=r"7 examples, less than one batch of 8; lower train\.\*\.global_batch_size"):
         plan([3, 4], 8)
+
+
+@given(
+    size=st.integers(24, 300),
+    largest=st.integers(1, 6),
+    multiple=st.integers(1, 4),
+    budget=st.integers(500, 9000),
+    seed=SEEDS,
+    epoch=st.integers(0, 5),
+)
+def test_batches_are_within_the_budget(size, largest, multiple, budget, seed, epoch):
+    examples = replace(full([size], seed), max_batch_samples=budget)
+    options = replace(PLAIN, max_batch_s=1.0, batch_multiple=multiple)
+    batches = plan(examples, largest * multiple, seed, epoch, options)
+    first = 0
+    for step in range(len(batches)):
+        numbers = batches.examples(step)
+        assert len(numbers) % multiple == 0 < len(numbers) <= largest * multiple
+        padded = len(numbers) * examples.num_samples[numbers].max()
+        assert padded <= budget or len(numbers) == multiple
+        assert batches.first_place(step) == first
+        first += len(numbers)
+    # All of the shuffled stream's next examples, cut where a multiple ends: none is lost, none comes twice.
+    assert sorted(order(batches)) == sorted(order(plan(examples_without_budget(examples), multiple, seed, epoch)))
+
+
+def examples_without_budget(examples: Examples) -> Examples:
+    return replace(examples, max_batch_samples=None)
+
+
+def test_a_budget_saves_padding_and_fills_batches():
+    examples = replace(full([2000], 3), max_batch_samples=16 * 600)
+    batches = plan(examples, 64, options=replace(PLAIN, max_batch_s=1.0, batch_multiple=2))
+    lengths = [examples.num_samples[batches.examples(step)] for step in range(len(batches))]
+    padded, real = sum(len(of) * of.max() for of in lengths), sum(of.sum() for of in lengths)
+    assert real / padded > 0.9
+    assert np.median([len(of) * of.max() for of in lengths]) > 0.8 * 16 * 600
+    assert len({len(of) for of in lengths}) > 3

@@ -36,7 +36,7 @@ LIMITS = {
     "PSCLAP_SERVING_MAX_DURATION_S": "5",
     "PSCLAP_SERVING_MAX_ROWS": "4",
     "PSCLAP_SERVING_MAX_TEXT_CHARACTERS": "1000",
-    "PSCLAP_SERVING_BATCH_SIZE": "2",
+    "PSCLAP_SERVING_BATCH_S": "1.5",
 }
 SPEECH = wav(noise(1.0))
 OTHER = wav(noise(0.7, 22050, seed=1), 22050)
@@ -287,7 +287,7 @@ def test_limits_come_from_the_environment() -> None:
         max_duration_s=5.0,
         max_rows=4,
         max_text_characters=1000,
-        batch_size=2,
+        batch_s=1.5,
     )
 
 

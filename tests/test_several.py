@@ -69,6 +69,7 @@ def test_config_check_reports_broken_options_of_any_corpus(tmp_path, params_mapp
 
     member = {"name": "webdataset", "prefix": "a", "options": {"urls": "x.tar", "feilds": "psclap"}}
     params_mapping["corpus"] = {"name": "several", "options": {"corpora": [member]}}
+    params_mapping["reward"]["variants"] = []
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params_mapping))
     result = CliRunner().invoke(app, ["config", "check", str(tmp_path / "params.yaml")])
     assert result.exit_code == 1

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
@@ -15,9 +16,12 @@ from conftest import SHARDING, shard
 from psclap import audio
 from psclap.errors import PsclapError
 from psclap.files import sha256_file
-from psclap.schema import CAPTION_SETS, INDEX_SCHEMA, SPLITS, Caption, Utterance
+from psclap.schema import CAPTION_SETS, INDEX_SCHEMA, SPLITS, Caption, Utterance, utterances_to_table
 from psclap.shards import writer
 from psclap.shards.index import ShardIndex
+from psclap.shards.writer import ShardJob, fingerprint_of, split_into_units
+from psclap.text.symbols import symbols_of
+from psclap.tts.vocabulary import Vocabulary
 
 CONFIG = replace(SHARDING, max_samples_per_shard=3, max_duration_s=2.0, max_reject_rate=0.5)
 REASONS = ("missing", "empty", "unreadable", "non-finite", "too short", "too long", "silent")
@@ -192,6 +196,56 @@ def test_every_bad_clip_is_rejected_with_its_reason_and_the_good_ones_stay(good,
     assert sorted(ShardIndex(out).column("key").to_pylist()) == [u.key for u in good]
 
 
+SAID = ("You're No. 1!", "2 cats, 2 dogs.", " ", "Grüß dich!", "")
+
+
+def test_what_a_transcript_is_said_as_is_in_the_index_and_in_the_tar(good, out, tmp_path, monkeypatch):
+    """Of several row groups, by however many processes. A transcript that cannot be said is a reject."""
+    monkeypatch.setattr(writer, "_ROWS_PER_GROUP", 2)
+    texts = [*SAID, "🙂", "Привет", "Hallo"]
+    languages = ["de" if text == "Grüß dich!" else "xx" if text == "Hallo" else "en" for text in texts]
+    clips = [
+        replace(clip, transcript=text, language=language)
+        for clip, text, language in zip(good, texts, languages, strict=True)
+    ]
+    expected = {
+        clip.key: symbols_of(clip.transcript, clip.language) if clip.transcript.strip() else () for clip in clips[:5]
+    }
+    config = replace(CONFIG, phonemes=True)
+    summary = shard(clips, out, config, 1)
+    shard(clips, tmp_path / "again", config, 2)
+    assert files(tmp_path / "again") == files(out)
+
+    index = ShardIndex(out)
+    rows = {row["key"]: row for row in index.take(np.arange(len(index))).to_pylist()}
+    assert {key: tuple(row["phonemes"]) for key, row in rows.items()} == expected
+    assert rows["good-1"]["phonemes"] == ["t", "ˈuː", "k", "ˈa", "t", "s", ",", "t", "ˈuː", "d", "ˈɒ", "ɡ", "z", "."]
+    numbers = range(len(index))
+    assert index.num_phonemes.tolist() == [len(index.row(number)["phonemes"]) for number in numbers]
+    assert [index.store.clip(index.place(number))[0]["phonemes"] for number in numbers] == [
+        index.row(number)["phonemes"] for number in numbers
+    ]
+    assert pa.types.is_dictionary(index.column("phonemes").type.value_type)
+    some = np.array([number for number in numbers if index.row(number)["key"] in ("good-1", "good-3")])
+    assert Vocabulary.of_train(index, some).symbols == sorted({*symbols_of(SAID[1], "en"), *symbols_of(SAID[3], "de")})
+
+    assert summary["reject_reasons"] == {"cannot be said": 3}
+    details = {json.loads(line)["detail"] for line in (out / "rejects.jsonl").read_text().splitlines()}
+    for text, why in (("🙂", "no letter and no digit"), ("Привет", "'en'"), ("Hallo", "language 'xx'")):
+        assert any(detail.startswith(f"{text!r}: ") and why in detail for detail in details)
+
+
+def test_phonemes_that_nobody_asks_for_are_not_made(good, out, tmp_path):
+    clips = [replace(clip, transcript="🙂") for clip in good]
+    shard(clips, out, CONFIG, 1)
+    assert not ShardIndex(out).num_phonemes.any()
+    jobs = [
+        ShardJob(utterances_to_table(clips), Path("/"), config, str(out), str(tmp_path))
+        for config in (CONFIG, replace(CONFIG, phonemes=True))
+    ]
+    assert len({fingerprint_of(split_into_units(job)) for job in jobs}) == 2
+
+
 def test_the_duration_bounds_are_inside(tmp_path, out):
     for seconds in (0.2, 2.0):
         soundfile.write(tmp_path / f"{seconds}.wav", noise(seconds), 16000)
@@ -226,8 +280,8 @@ def test_a_corpus_without_one_usable_clip_fails_at_any_rate(bad, out):
         ({"key": "good.0"}, "key 'good.0' cannot name a file"),
         ({"key": "good/0"}, "key 'good/0' cannot name a file"),
         ({"key": "k" * 91}, "1 to 90 bytes"),
-        ({"captions": ()}, "'good-0' has no caption"),
-        ({"captions": (Caption("combined", " \n"),)}, "'good-0' has no caption"),
+        ({"captions": ()}, "'good-0' has no caption and no transcript"),
+        ({"captions": (Caption("combined", " \n"),), "transcript": " "}, "'good-0' has no caption and no transcript"),
         ({"intrinsic_tags": ("raspyy",)}, "unknown tag 'raspyy'.*did you mean raspy"),
         ({"situational_tags": ("shouted",)}, "unknown tag 'shouted'"),
     ],

@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from commands import psclap
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -79,13 +78,20 @@ FAULTS: list[tuple[str, dict[int, dict[str, Any]], str, int, tuple[str, ...]]] =
     ("duplicate keys", {3: {"key": "clip-0"}, 4: {"key": "clip-0"}}, "error", 1, ("clip-0",)),
     ("clips without key", {3: {"key": " "}, 4: {"key": None}}, "error", 2, (" ", "")),
     ("speakers in several splits", {1: {"speaker": "speaker-0"}}, "error", 1, ("made/speaker-0",)),
+    (
+        "speakers in several splits",
+        {number: {"speaker": "narrator"} for number in ALL},
+        "warning",
+        1,
+        ("made/narrator",),
+    ),
     ("clips without speaker", {0: {"speaker": ""}, 1: {"speaker": None}}, "warning", 2, ("clip-0", "clip-1")),
     ("unknown intrinsic tags", {5: {"intrinsic_tags": ["raspy", "raspyy"]}}, "error", 1, ("raspyy",)),
     ("unknown situational tags", {5: {"situational_tags": ["slow", "Slow"]}}, "error", 1, ("Slow",)),
     ("unknown classification tags", {5: {"classification_tags": ["gruff"]}}, "error", 1, ("gruff",)),
     ("unknown splits", {3: {"split": "dev"}, 6: {"split": None}}, "error", 2, ("dev", "")),
     ("unknown caption sets", {2: {"captions": [{"set": "mood", "text": "Sad."}]}}, "error", 1, ("mood",)),
-    ("clips without caption", {2: {"captions": []}, 3: {"captions": None}}, "error", 2, ("clip-2", "clip-3")),
+    ("clips without caption", {2: {"captions": []}, 3: {"captions": None}}, "warning", 2, ("clip-2", "clip-3")),
     ("blank captions", {7: {"captions": [{"set": "combined", "text": "\t "}] * 2}}, "error", 1, ("clip-7",)),
     ("clips without samples", {1: {"num_samples": 0}, 2: {"num_samples": -5}}, "error", 2, ("clip-1", "clip-2")),
     ("impossible byte ranges", {1: {"byte_offset": -1}, 2: {"byte_length": 0}}, "error", 2, ("clip-1", "clip-2")),
@@ -124,6 +130,13 @@ def test_each_fault_is_found_and_nothing_else(
 )
 def test_what_only_looks_like_a_fault_is_none(changes: dict[int, dict[str, Any]]) -> None:
     assert checked(changes).findings == ()
+
+
+def test_a_clip_needs_a_caption_or_a_transcript() -> None:
+    assert found(checked({2: {"captions": [], "transcript": " "}})) == {
+        "clips without caption and transcript": ("error", 1, ("clip-2",)),
+        "clips without transcript": ("warning", 1, ("clip-2",)),
+    }
 
 
 def test_an_empty_table_is_not_sound() -> None:
@@ -215,7 +228,8 @@ def walk_findings(rows: list[dict[str, Any]]) -> dict[str, int]:
         "unknown classification tags": len({t for r in rows for t in r["classification_tags"]} - KNOWN_TAGS),
         "unknown splits": len({r["split"] for r in rows} - set(SPLITS)),
         "unknown caption sets": len({c["set"] for r in rows for c in r["captions"]} - set(CAPTION_SETS)),
-        "clips without caption": sum(not r["captions"] for r in rows),
+        "clips without caption and transcript": sum(not r["captions"] and not r["transcript"].strip() for r in rows),
+        "clips without caption": sum(not r["captions"] and bool(r["transcript"].strip()) for r in rows),
         "blank captions": sum(any(not c["text"].strip() for c in r["captions"]) for r in rows),
         "clips without samples": sum(r["num_samples"] <= 0 for r in rows),
         "missing splits": len(set(SPLITS) - {r["split"] for r in rows}),
@@ -359,11 +373,6 @@ def test_a_data_set_behind_a_url_is_checked_as_a_local_one(shards: Path) -> None
         }
     finally:
         filesystem.rm(bare, recursive=True)
-
-
-def psclap(*arguments: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "psclap.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
 
 
 def test_the_command_says_sound_in_tables_and_in_json(mini_shards: Path) -> None:

@@ -58,6 +58,19 @@ def test_the_second_signal_leaves_at_once() -> None:
     never.set()
 
 
+def test_a_scheduler_and_a_parent_that_both_ask_ask_once() -> None:
+    """`ray job stop` sends SIGTERM to every process of a job, and what runs DVC passes it on to a stage as SIGINT."""
+    flag = Flag()
+
+    def work() -> str:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert flag.raised.wait(30)
+        os.kill(os.getpid(), signal.SIGINT)
+        return "a checkpoint"
+
+    assert run_until_stopped(work, flag, lambda _: None) == ("a checkpoint", True)
+
+
 def test_what_the_work_raises_is_raised() -> None:
     def work() -> None:
         raise ValueError("no such thing")

@@ -5,13 +5,14 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from psclap import storage
-from psclap.config import CheckpointConfig
 from psclap.errors import CheckpointError, PsclapError
+from psclap.loop_config import CheckpointConfig
 from psclap.training.store import CheckpointStore
 
 
@@ -135,7 +136,7 @@ import resource, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from test_store import put
-from psclap.config import CheckpointConfig
+from psclap.loop_config import CheckpointConfig
 from psclap.errors import PsclapError
 from psclap.training.store import CheckpointStore
 
@@ -163,7 +164,7 @@ _WRITES_FOR_EVER = """
 import sys
 sys.path.insert(0, sys.argv[2])
 from test_store import put
-from psclap.config import CheckpointConfig
+from psclap.loop_config import CheckpointConfig
 from psclap.training.store import CheckpointStore
 
 store = CheckpointStore(sys.argv[1], CheckpointConfig(keep_last=1, keep_best=1))
@@ -199,3 +200,14 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "store").write_text("a file")
     with pytest.raises(PsclapError, match="store"):
         put(CheckpointStore(tmp_path / "store"), 1)
+
+
+def test_several_may_remove_the_same_at_once(location: str) -> None:
+    for attempt in range(10):
+        folder = storage.join(location, str(attempt))
+        for name in "abc":
+            with storage.writing(storage.join(folder, name)) as partial:
+                partial.write_text(name)
+        with ThreadPoolExecutor(4) as removers:
+            list(removers.map(storage.remove, [folder] * 4))
+        assert storage.sizes(folder) == {}

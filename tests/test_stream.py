@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from conftest import SHARDING, shard
 
-from psclap.config import PRESETS_FOLDER, SamplingConfig, load_params
+from psclap.config import PRESETS_FOLDER, load_params
 from psclap.errors import PsclapError
 from psclap.loader import Stream
+from psclap.loop_config import SamplingConfig
 from psclap.sampling import EpochPlan, Examples
 from psclap.shards.index import ShardIndex
-from psclap.training.data import build_stream, carried_tags, check_plans, total_steps
+from psclap.training.data import build_stream, carried_tags
+from psclap.training.plans import check_plans, total_steps
 
 TRAIN = replace(load_params(PRESETS_FOLDER / "demo.yaml").train["combined"], global_batch_size=8)
 

@@ -38,7 +38,7 @@ def test_a_batch_carries_tags_as_numbers_and_its_counts_on_the_host(tag_loss_wei
         names = {TAGS[number] for number in numbers if number < len(TAGS)}
         assert names == set(example.tags) - {"not carried"}
     with_tag = [sum(tag in example.tags for example in of_all) for tag in TAGS]
-    assert batch.counts.tolist() == [sum(len(example.clip) for example in of_all), *with_tag]
+    assert batch.counts.tolist() == [len(of_all), sum(len(example.clip) for example in of_all), *with_tag]
     assert batch.counts.dtype == np.int64
     assert batch.audio_lengths.tolist() == batch.audio_mask.sum(1).tolist()
     assert batch.num_tokens.tolist() == batch.text_mask.sum(1).tolist()

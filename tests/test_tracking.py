@@ -22,6 +22,7 @@ from pipelines.sender import Sender, reported
 from pipelines.tracking import TrackingStore, mlflow_name
 from psclap.errors import PsclapError
 from psclap.training.journal import Journal, JournalTracker
+from psclap.training.journal_copy import JournalCopy
 
 
 @pytest.fixture
@@ -129,11 +130,17 @@ def test_resumes_are_one_run_with_one_history(journal: Journal, store: TrackingS
 
 @pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, "KILLED"), (ValueError, "FAILED")])
 def test_how_a_run_ended_is_told(
-    journal: Journal, store: TrackingStore, error: type[BaseException], status: str
+    journal: Journal,
+    store: TrackingStore,
+    error: type[BaseException],
+    status: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("PSCLAP_RUN_ID", "nightly-7")
     with pytest.raises(error), reported(journal, store, {}):
         raise error
-    assert check_arrived(store, journal).info.status == status
+    run = check_arrived(store, journal)
+    assert (run.info.status, run.data.tags["psclap.run_id"]) == (status, "nightly-7")
 
 
 _KILLED = f"""
@@ -301,9 +308,51 @@ def test_a_store_that_does_not_answer_is_a_store(tmp_path: Path, monkeypatch: py
     assert TrackingStore.at(tmp_path).uri == "http://127.0.0.1:9"
 
 
+def test_a_driver_on_another_machine_goes_on_in_the_same_run(
+    journal: Journal, store: TrackingStore, tmp_path: Path
+) -> None:
+    """What the first had and had not copied is gone with its disk: those steps are done again, and sent once."""
+    copy = JournalCopy(journal.folder, str(tmp_path / "checkpoints" / "journal"))
+    log(journal, 0, 4)
+    Delivery(store, journal).send(copy.update())
+    log(journal, 4, 6)
+    other = Journal(tmp_path / "other" / "journal")
+    JournalCopy(other.folder, copy.url).restore()
+    assert other.run == journal.run
+    log(other, 2, 8)
+    deliver(store, other)
+    check_arrived(store, other)
+    assert [row["step"] for row in other.history()] == [*range(1, 9)]
+
+
+def test_what_cannot_be_copied_is_not_sent(
+    journal: Journal,
+    store: TrackingStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sender, "COPY_PERIOD_S", 0.0)
+    (tmp_path / "checkpoints").write_text("in the way")
+    said: list[str] = []
+
+    def heard(words: str) -> bool:
+        said.append(capsys.readouterr().out)
+        return words in "".join(said)
+
+    with Sender(store, journal, JournalCopy(journal.folder, str(tmp_path / "checkpoints"))):
+        log(journal, 0, 3)
+        wait_until(lambda: heard("cannot reach"))
+        store.experiment_id("tracking")
+        assert not runs_of(store, journal)
+        (tmp_path / "checkpoints").unlink()
+        wait_until(lambda: heard("is back"))
+    check_arrived(store, journal)
+
+
 def test_the_machine_is_sampled(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(system_metrics, "PERIOD_S", 0.3)
-    with system_metrics.system_metrics(JournalTracker(journal)):
+    with system_metrics.system_metrics(JournalTracker(journal).system):
         while sum(1 for _ in journal.read()) < 2:
             math.factorial(2000)
     records = [record for record, _ in journal.read()]

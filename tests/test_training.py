@@ -17,20 +17,22 @@ from conftest import SHARDING, shard
 from safetensors.torch import load_file
 from small_training import Recorder, at, losses, mini, run
 
-from psclap.config import CheckpointConfig, parse_params
+from psclap.config import parse_params
 from psclap.embedding import Embedder
 from psclap.errors import CheckpointError, PsclapError
 from psclap.loader import Position
+from psclap.loop_config import CheckpointConfig
 from psclap.schema import Utterance
 from psclap.shards.index import ShardIndex
 from psclap.training.checkpoint import read_progress
 from psclap.training.loop import Trainer, check_training
 from psclap.training.optim import build_optimizer, learning_rate
 from psclap.training.signals import NoSignals
-from psclap.training.spec import Training, build_training_model
+from psclap.training.spec import Training
 from psclap.training.step import Stepper, Taken
 from psclap.training.store import CheckpointStore
-from psclap.training.validation import Validation
+from psclap.training.task import ContrastiveTask
+from psclap.training.validation import RetrievalValidation
 from psclap.training.watchdog import Watchdog
 
 Params = dict[str, Any]
@@ -103,7 +105,7 @@ class Slow(Recorder):
         time.sleep(0.25)
 
 training = pickle.loads((Path(sys.argv[2]) / "training.pickle").read_bytes())
-warm = replace(training, train=replace(training.train, max_steps=1))
+warm = replace(training, recipe=replace(training.recipe, train=replace(training.train, max_steps=1)))
 loop.train(warm, Recorder(), CheckpointStore(sys.argv[2] + "/warm"))
 start, timeout_s = time.monotonic(), 12.0
 assert loop.train(replace(training, hang_timeout_s=timeout_s), Slow(), CheckpointStore(sys.argv[2] + "/store"))
@@ -260,6 +262,7 @@ def test_with_gradient_checkpointing_layers_are_computed_again(params_mapping: P
     assert passes == {False: 2, True: 4}
 
 
+@pytest.mark.soak  # the compiler takes 40 s
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_a_compiled_step_computes_the_same(params_mapping: Params, mini_shards: Path) -> None:
     params_mapping["model"]["speech"]["config"]["num_layers"] = 1
@@ -296,7 +299,7 @@ def test_frozen_weights_keep_their_values_and_the_others_do_not(
 ) -> None:
     frozen = ("text_model", "audio_model.blocks.0.conv.weight")
     training = mini(params_mapping, mini_shards, "situational", freeze=frozen, max_steps=2)
-    before = build_training_model(training, ShardIndex(mini_shards))[0].state_dict()
+    before = training.recipe.build_model(ShardIndex(mini_shards), training.seed)[0].state_dict()
     run(training, tmp_path)
     after = load_file(at(tmp_path, 2) / "model.safetensors")
     kept = {name for name in after if torch.equal(before[name], after[name])}
@@ -339,14 +342,14 @@ def test_the_moving_average_is_the_formula_and_is_what_is_kept(
     assert torch.allclose(kept, expected, atol=1e-6)
     assert not torch.allclose(kept, weight, atol=1e-6)
     embedder = Embedder(at(tmp_path, 3))
-    validation = Validation(ShardIndex(mini_shards), training.train)
-    again = validation.metrics(embedder.model, embedder.processor, lambda: None)
+    task = ContrastiveTask(embedder.model, embedder.processor, training.train, ())
+    again = RetrievalValidation(ShardIndex(mini_shards), training.train).metrics(task, lambda: None)
     assert tracker.logged[-1][1] == pytest.approx(again)
 
 
 def test_the_optimiser_is_as_configured(params_mapping: Params, mini_shards: Path) -> None:
     training = mini(params_mapping, mini_shards, adam_betas=(0.8, 0.95))
-    model, _ = build_training_model(training, ShardIndex(mini_shards))
+    model, _ = training.recipe.build_model(ShardIndex(mini_shards), training.seed)
     optimizer = build_optimizer(model, training.train)
     assert optimizer.defaults["betas"] == (0.8, 0.95)
     assert type(optimizer) is torch.optim.AdamW
@@ -369,6 +372,10 @@ def test_learning_rate_warms_up_and_decays(params_mapping: Params) -> None:
     assert cosine[-1] == pytest.approx(0.0)
     constant = dataclasses.replace(config, schedule="constant", warmup_steps=0)
     assert {learning_rate(step, 20, constant) for step in range(20)} == {1.0}
+    # Vaswani et al. 2017, section 5.3: d^-0.5 min(step^-0.5, step warmup^-1.5), scaled to a peak of learning_rate.
+    transformer = dataclasses.replace(config, schedule="inverse_sqrt")
+    published = [min(step**-0.5, step * 4**-1.5) * 4**0.5 for step in range(1, 21)]
+    assert [learning_rate(step, 20, transformer) for step in range(20)] == pytest.approx(published)
 
 
 # --- what is seen, and what is chosen ----------------------------------------------------------------------------
@@ -446,7 +453,7 @@ def test_a_step_that_is_not_finite_changes_nothing(params_mapping: Params, mini_
     moments = [entry["exp_avg"].clone() for entry in stepper.optimizer.state.values()]
     skipped = stepper.step(1, poisoned(second, 5))
     assert not skipped.is_finite
-    assert (~skipped.pairs_are_finite).nonzero().flatten().tolist() == [5]
+    assert (~skipped.clips_are_finite).nonzero().flatten().tolist() == [5]
     assert all(torch.equal(before[name], tensor) for name, tensor in trainer.task.model.state_dict().items())
     assert all(torch.equal(averages[name], average) for name, average in stepper.average.weights.items())
     for moment, entry in zip(moments, stepper.optimizer.state.values(), strict=True):

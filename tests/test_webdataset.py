@@ -146,13 +146,13 @@ def incomplete(missing: str) -> dict[str, bytes]:
     ("missing", "said"),
     [("wav", "has no audio"), ("txt", "has no txt, only"), ("json", r"has no json\.\w+(\.id)?, only")],
 )
-def test_an_incomplete_sample_is_refused_or_skipped_and_counted(tmp_path, caplog, missing, said):
+def test_an_incomplete_sample_is_refused_or_skipped_and_counted(tmp_path, capsys, missing, said):
     pack(tmp_path / "a.tar", sample("1"), incomplete(missing), sample("3"))
     with pytest.raises(PsclapError, match=rf"{tmp_path}/a\.tar sample 2 {said}"):
         read(tmp_path / "a.tar")
     found = read(tmp_path / "a.tar", skip_incomplete=True)
     assert [u.captions[0].text for u in found] == ["Voice 1.", "Voice 3."]
-    assert "1 incomplete samples are left out" in caplog.text
+    assert "1 incomplete samples are left out" in capsys.readouterr().out
 
 
 def test_an_absent_json_field_is_refused_unless_it_is_marked(tmp_path):
@@ -256,7 +256,7 @@ def test_a_broken_header_and_joined_tars_are_refused(tmp_path):
         ({"fields": {**FIELDS, "captoin": "txt"}}, r"corpus\.options: fields: \['captoin'\] must be among our names"),
         ({"fields": "other"}, r"corpus\.options\.fields: 'other' must be one of psclap or a section"),
         ({"fields": {"captions": "txt"}}, r"fields has no field for speaker; name it, or set defaults\.speaker"),
-        ({"fields": {"speaker": "txt"}}, r"fields has no captions"),
+        ({"fields": {"speaker": "txt"}}, r"fields has no captions and no transcript"),
         ({"urls": []}, r"urls: \[\] must name at least one"),
         ({"audio": []}, r"audio: \[\] must name at least one"),
         ({"skip_incomplete": "yes"}, r"skip_incomplete: 'yes' must be true or false"),

@@ -1,6 +1,8 @@
 """A real MLflow server on loopback that a test may start, kill and start again."""
 
+import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -12,20 +14,27 @@ from pathlib import Path
 MLFLOW = Path(sys.executable).parent / "mlflow"
 
 
+def free_port(host: str) -> int:
+    """A port that stays free until a server has started: the system gives none below 32768 to whoever asks for any."""
+    for port in random.sample(range(15000, 32000), 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((host, port))
+            return port
+    raise AssertionError("no port is free")
+
+
 class TrackingServer:
     """A server with its own database and artefacts in `folder`; its URI stays the same over restarts."""
 
-    def __init__(self, folder: Path):
-        self._folder = folder
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = probe.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self._port}"
+    def __init__(self, folder: Path, host: str = "127.0.0.1"):
+        self._folder, self._host = folder, host
+        self._port = free_port(host)
+        self.uri = f"http://{host}:{self._port}"
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Returns when the server answers."""
-        command = [MLFLOW, "server", "--host", "127.0.0.1", "--port", str(self._port), "--workers", "1"]
+        command = [MLFLOW, "server", "--host", self._host, "--port", str(self._port), "--workers", "1"]
         command += ["--backend-store-uri", f"sqlite:///{self._folder}/mlflow.db"]
         command += ["--artifacts-destination", str(self._folder / "artifacts")]
         # The jobs that a server may also run are no part of tracking, and double the time until it answers.

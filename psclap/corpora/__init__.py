@@ -6,7 +6,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from psclap.corpora.aishell3 import Aishell3
+from psclap.corpora.baker import Baker
 from psclap.corpora.demo import Demo
+from psclap.corpora.demo_tts import DemoTts
+from psclap.corpora.esd import Esd
+from psclap.corpora.libritts import LibriTTS
+from psclap.corpora.ljspeech import LJSpeech
 from psclap.corpora.manifest import Manifest
 from psclap.corpora.paraspeechcaps import ParaSpeechCaps
 from psclap.corpora.several import Several
@@ -32,6 +38,12 @@ CORPORA: dict[str, type[Corpus]] = {
     "manifest": Manifest,
     "webdataset": WebDataset,
     "several": Several,
+    "demo_tts": DemoTts,
+    "ljspeech": LJSpeech,
+    "libritts": LibriTTS,
+    "aishell3": Aishell3,
+    "baker": Baker,
+    "esd": Esd,
 }
 
 

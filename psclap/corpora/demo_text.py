@@ -48,6 +48,40 @@ SENTENCES: dict[Split, tuple[str, ...]] = {
 }
 """200 sentences for train, 20 for val, 35 for test; no sentence, subject or predicate is in two splits."""
 
+_SHORT_SUBJECTS: dict[Split, tuple[str, ...]] = {
+    "train": (
+        *("The boy", "A girl", "My father", "The judge", "Her uncle", "An owl", "The children", "Our nurse"),
+        *("Some women", "The young king", "A church choir", "His brother", "The shy thief", "Their cousin"),
+        *("Both towns", "The huge bear", "A poor sailor", "The old chief", "Every child", "The good sheep"),
+    ),
+    "val": ("The teacher", "A young wolf", "Her father", "The cook", "My brother"),
+    "test": ("The sailor", "A wise owl", "Our cousin", "His mother", "The thief", "Some boys", "The nurse"),
+}
+_SHORT_PREDICATES: dict[Split, tuple[str, ...]] = {
+    "train": (
+        *("found a coin.", "saw the ship.", "chose a red hat.", "heard the noise.", "sings very well."),
+        *("took a long bath.", "pulled the rope.", "laughed out loud.", "went back home.", "likes fresh air."),
+        *("ran for an hour.", "joined us there.", "gave me a rose.", "bought five eggs.", "made us tea."),
+        *("looked for clues.", "stood near the fire.", "measured the house.", "thanked the judge.", "thought of you."),
+    ),
+    "val": ("sold the boat.", "heard a choir.", "took the red rope.", "went for a walk.", "likes good food."),
+    "test": (
+        *("found the road.", "chose five roses.", "stood by the gate.", "sings for joy.", "saw a fire."),
+        *("bought a long coat.", "thanked us all."),
+    ),
+}
+
+SHORT_SENTENCES: dict[Split, tuple[str, ...]] = {
+    split: tuple(
+        f"{subject} {predicate}" for subject in _SHORT_SUBJECTS[split] for predicate in _SHORT_PREDICATES[split]
+    )
+    for split in _SHORT_SUBJECTS
+}
+"""400 sentences of 4 to 7 words for train, 25 for val, 49 for test, each in one split alone.
+
+Train has every phoneme of the other splits, as a voice must have heard what it is to say.
+"""
+
 _TEMPLATES: tuple[tuple[str, str], ...] = (
     # (with a speaker to name, without one); {} are the adjectives, {who} is a male or female speaker
     ("{a} {who} with {an} {} voice.", "{an} {} voice."),

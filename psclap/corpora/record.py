@@ -16,6 +16,7 @@ from typing import Any
 
 from psclap.errors import ConfigError, PsclapError
 from psclap.schema import CAPTION_SETS, SPLITS, Caption, CaptionSet, Split, Utterance
+from psclap.storage import check_no_credentials
 from psclap.strict import between
 from psclap.tags import check_tags
 
@@ -154,8 +155,15 @@ class RecordOptions:
             raise ConfigError(
                 f"{where} has captions ({captions}) and there is a caption_template; leave one of them out"
             )
-        if not captions and self.caption_template is None:
-            raise ConfigError(f"{where} has no captions; name their field, or write a caption_template")
+        if (
+            not captions
+            and self.caption_template is None
+            and "transcript" not in names
+            and not self.defaults.transcript
+        ):
+            raise ConfigError(
+                f"{where} has no captions and no transcript; name a field of either, or write a caption_template"
+            )
 
     def from_records(self, records: Iterable[Record], names: Mapping[str, str]) -> Iterator[Utterance]:
         """Yields the utterance of each record that `only` lets through; `names` maps our fields to theirs.
@@ -195,18 +203,22 @@ class RecordOptions:
                 return record.filled(names[name], f"every clip needs its {name}")
             return getattr(self.defaults, name)
 
-        speaker = value("speaker")
+        check_no_credentials(record.audio, f"{record.where}: audio")
+        speaker, captions = value("speaker"), self._captions(record, names)
+        transcript = record.text(names["transcript"]) if "transcript" in names else self.defaults.transcript
+        if not captions and not transcript.strip():
+            raise PsclapError(f"{record.where}: there is no caption and no transcript; every clip needs one of them")
         return Utterance(
             key=record.key,
             audio=record.audio,
             speaker=speaker,
             source=value("source"),
             split=self._split(record, names, speaker),
-            captions=self._captions(record, names),
+            captions=captions,
             intrinsic_tags=_tags(record, names.get("intrinsic_tags"), self.intrinsic_tag_map),
             situational_tags=_tags(record, names.get("situational_tags"), self.situational_tag_map),
             classification_tags=_tags(record, names.get("classification_tags"), {}),
-            transcript=record.text(names["transcript"]) if "transcript" in names else self.defaults.transcript,
+            transcript=transcript,
             language=value("language"),
         )
 
@@ -235,9 +247,10 @@ class RecordOptions:
             if name in names
             for element in record.elements(names[name])
         )
-        if not captions:
-            empty = ", ".join(names[name] for name in CAPTION_FIELDS if name in names)
-            raise PsclapError(f"{record.where}: {empty} is empty; every clip needs a caption")
+        # A list of none says that there is none, as in a corpus for text to speech; an empty cell is a slip.
+        empty = [names[name] for name in CAPTION_FIELDS if name in names and record.values[names[name]] != []]
+        if not captions and empty:
+            raise PsclapError(f"{record.where}: {', '.join(empty)} is empty; every clip needs a caption")
         return captions
 
 

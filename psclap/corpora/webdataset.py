@@ -7,7 +7,6 @@ a byte range; what is said about it comes from members (`txt`) or from fields of
 from __future__ import annotations
 
 import json
-import logging
 import re
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,6 +15,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Literal
 
+from psclap import log
 from psclap.corpora.keys import safe_sample_key
 from psclap.corpora.locations import expand, open_binary
 from psclap.corpora.record import FIELDS, Record, RecordOptions
@@ -29,7 +29,6 @@ _PSCLAP_FIELDS = {name: f"json.{name}" for name in METADATA_COLUMNS if name != "
 _MEMBER = re.compile(r"(?P<key>(?:.*/)?[^/.]+)\.(?P<extension>[^/]+)")
 _COMPRESSED = re.compile(rb"\x1f\x8b\x08|BZh[1-9]1AY&SY|\xfd7zXZ|\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstandard
 _MAX_METADATA_BYTES = 1 << 20
-_log = logging.getLogger(__name__)
 
 
 class _IncompleteError(PsclapError):
@@ -74,7 +73,8 @@ class WebDataset(RecordOptions):
             yield from utterances
             skipped += incomplete
         if skipped:
-            _log.warning("webdataset: %d incomplete samples are left out (corpus.options.skip_incomplete)", skipped)
+            line = f"webdataset: {skipped} incomplete samples are left out (corpus.options.skip_incomplete)"
+            log.warning(line, skipped=skipped)
 
     def _names(self) -> Mapping[str, str]:
         return _PSCLAP_FIELDS if self.fields == "psclap" else self.fields

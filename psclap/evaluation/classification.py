@@ -13,9 +13,11 @@ import numpy as np
 
 from psclap import metrics
 from psclap.errors import PsclapError
+from psclap.evaluation.outcomes import Labelled, metrics_of
+from psclap.ranking import nearest_of
 from psclap.schema import Split
 from psclap.shards.index import ShardIndex
-from psclap.tags import ATTRIBUTES
+from psclap.tags import ATTRIBUTES, tag_of
 
 
 @dataclass(frozen=True)
@@ -35,13 +37,14 @@ class ClassificationSet:
     def of(cls, index: ShardIndex, split: Split, attribute: str) -> ClassificationSet:
         """The test set of an attribute. Raises PsclapError where fewer than two candidates occur."""
         if attribute not in ATTRIBUTES:
-            raise PsclapError(f"evaluate.attributes: unknown attribute {attribute!r}; known: {', '.join(ATTRIBUTES)}")
+            raise PsclapError(f"unknown attribute {attribute!r} to classify by; known: {', '.join(ATTRIBUTES)}")
         carried = _carried(_labels(index, split), attribute)
         candidates = _candidates(carried, attribute)
         if len(candidates) < 2:
             raise PsclapError(
-                f"evaluate.attributes: {attribute!r} cannot be scored on {split}: its clips carry "
-                f"{list(candidates)} of {list(ATTRIBUTES[attribute])}, and 2 are needed; leave it out"
+                f"the attribute {attribute!r} cannot be scored on {split}: its clips carry {list(candidates)} of "
+                f"{list(ATTRIBUTES[attribute])}, and 2 are needed; leave it out (of evaluate.attributes, or of "
+                "--attribute)"
             )
         actual = np.array([candidates.index(tag) for tag in carried.values()])
         return cls(attribute, candidates, np.array(list(carried)), actual)
@@ -65,19 +68,27 @@ def _labels(index: ShardIndex, split: Split) -> dict[int, set[str]]:
 
 def _carried(labels: Mapping[int, set[str]], attribute: str) -> dict[int, str]:
     """The candidate that each clip carries, where it is one."""
-    candidates = {*ATTRIBUTES[attribute]}
-    return {row: tag for row, tags in labels.items() if len(tags & candidates) == 1 for tag in tags & candidates}
+    return {row: tag for row, tags in labels.items() if (tag := tag_of(attribute, tags)) is not None}
 
 
 def _candidates(carried: Mapping[int, str], attribute: str) -> tuple[str, ...]:
     return tuple(tag for tag in ATTRIBUTES[attribute] if tag in set(carried.values()))
 
 
-def classification(speech_ND: np.ndarray, tag_KD: np.ndarray, actual_N: np.ndarray) -> dict[str, Any]:
-    """UAR, macro F1 and the confusion matrix (rows: actual); embeddings are L2-normalised."""
-    confusion = metrics.confusion_matrix(actual_N, metrics.nearest(speech_ND @ tag_KD.T), len(tag_KD))
+def classify(speech_ND: np.ndarray, tag_KD: np.ndarray, test_set: ClassificationSet) -> Labelled:
+    """What the clips of a test set are taken for; embeddings are L2-normalised."""
+    return Labelled(test_set.candidates, test_set.actual, nearest_of(speech_ND, tag_KD))
+
+
+def summarise(outcome: Labelled) -> dict[str, Any]:
+    """UAR, macro F1, the confusion matrix (rows: actual), and each candidate's recall with its number of clips."""
+    confusion = outcome.confusion
+    recalls, clips = metrics.tag_recalls(confusion), confusion.sum(1)
     return {
-        "UAR": metrics.unweighted_average_recall(confusion),
-        "macro_F1": metrics.macro_f1(confusion),
+        **metrics_of(outcome),
         "confusion": confusion.tolist(),
+        "tags": {
+            tag: {"recall": float(recalls[number]), "clips": int(clips[number])}
+            for number, tag in enumerate(outcome.candidates)
+        },
     }

@@ -1,158 +1,155 @@
-"""Evaluation results as headline numbers, a table, CSV for `dvc plots`, and pictures.
+"""An evaluation in words and files: headline numbers, tables, CSV for `dvc plots`, every query.
 
-`results` is `{"model": ..., "untrained": ..., "chance": ...}`, each as `TestSets.evaluate` returns it.
+`results` is `{"about": ..., "model": ..., "untrained": ..., "chance": ...}`, as psclap.evaluation.run makes it;
+`untrained` may be missing.
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
+from psclap.evaluation.pictures import draw_composition, draw_confusions, draw_recall
+from psclap.evaluation.retrieval import DIRECTIONS
 from psclap.files import write_json
-from psclap.markdown import table
+from psclap.metrics import RECALL_CUTOFFS
+
+EVALUATION_NAME = "evaluation.json"
+QUERIES_NAME = "queries.parquet"
 
 _SHOWN = ("R@1", "R@5", "R@10", "median_rank", "mean_rank")
-_DIRECTIONS = ("audio_to_text", "text_to_audio")
+_CHANCE_OF = ("R@1", "R@10")
+
+
+def kinds(results: Mapping[str, Any]) -> list[str]:
+    """What there are scores of: model, untrained (where it was scored), chance."""
+    return [kind for kind in ("model", "untrained", "chance") if kind in results]
 
 
 def headline(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The numbers worth a metrics file: one entry per caption set, and `classification`.
+    """The numbers worth a metrics file: one entry per caption set, `classification`, and `composition` if measured.
 
-    Every number of the model stands beside chance and the untrained model.
+    Every number of the model stands beside its interval, chance and the untrained model.
     """
-    model, untrained, chance = results["model"], results["untrained"], results["chance"]
-    entries: dict[str, dict[str, Any]] = {}
-    for name, of_set in model["retrieval"].items():
-        entries[name] = {
-            direction: {
-                **{key: _round(of_set[direction][key]) for key in _SHOWN},
-                **{f"chance_R@{k}": _round(chance["retrieval"][name][direction][f"R@{k}"]) for k in (1, 10)},
-                **{f"untrained_R@{k}": _round(untrained["retrieval"][name][direction][f"R@{k}"]) for k in (1, 10)},
-            }
-            for direction in _DIRECTIONS
-        }
-    entries["classification"] = {
-        attribute: {
-            "UAR": _round(scores["UAR"]),
-            "macro_F1": _round(scores["macro_F1"]),
-            "chance_UAR": _round(chance["classification"][attribute]["UAR"]),
-            "untrained_UAR": _round(untrained["classification"][attribute]["UAR"]),
-        }
-        for attribute, scores in model["classification"].items()
+    entries: dict[str, dict[str, Any]] = {
+        name: {direction: _retrieval_entry(results, name, direction) for direction in DIRECTIONS}
+        for name in results["model"]["retrieval"]
     }
+    entries["classification"] = {
+        attribute: _classification_entry(results, attribute) for attribute in results["model"]["classification"]
+    }
+    if "composition" in results["model"]:
+        entries["composition"] = {k: _composition_entry(results, k) for k in results["model"]["composition"]}
     return entries
+
+
+def _retrieval_entry(results: Mapping[str, Any], name: str, direction: str) -> dict[str, float]:
+    of = {kind: results[kind]["retrieval"][name][direction] for kind in kinds(results)}
+    return {
+        **{key: _round(of["model"][key]) for key in _SHOWN},
+        **_ends(of["model"], _CHANCE_OF),
+        **{
+            f"{kind}_{key}": _round(of[kind][key])
+            for kind in ("chance", "untrained")
+            if kind in of
+            for key in _CHANCE_OF
+        },
+    }
+
+
+def _classification_entry(results: Mapping[str, Any], attribute: str) -> dict[str, float]:
+    of = {kind: results[kind]["classification"][attribute] for kind in kinds(results)}
+    return {
+        "UAR": _round(of["model"]["UAR"]),
+        **_ends(of["model"], ["UAR"]),
+        "macro_F1": _round(of["model"]["macro_F1"]),
+        **({"ensemble_UAR": _round(of["model"]["ensemble"]["UAR"])} if "ensemble" in of["model"] else {}),
+        **{f"{kind}_UAR": _round(of[kind]["UAR"]) for kind in ("chance", "untrained") if kind in of},
+    }
+
+
+def _composition_entry(results: Mapping[str, Any], k: str) -> dict[str, float]:
+    model, chance = (results[kind]["composition"][k]["audio_to_text"] for kind in ("model", "chance"))
+    return {
+        "R@1": _round(model["R@1"]),
+        **_ends(model, ["R@1"]),
+        "independent_R@1": _round(model["independent_R@1"]),
+        "chance_R@1": _round(chance["R@1"]),
+    }
+
+
+def _ends(group: Mapping[str, Any], names: Iterable[str]) -> dict[str, float]:
+    """The ends of the intervals of some metrics."""
+    ends = {name: group["intervals"][name] for name in names}
+    return {f"{name}_{end}": _round(ends[name][place]) for name in ends for place, end in enumerate(("low", "high"))}
 
 
 def _round(value: float) -> float:
     return round(float(value), 4)
 
 
-def summary_table(numbers: Mapping[str, Mapping[str, Any]]) -> str:
-    """Two Markdown tables from every variant's headline numbers: retrieval and classification."""
-    first = next(iter(numbers.values()))
-    sets = [name for name in first if name != "classification"]
-    lines = ["Retrieval, speech to caption, R@1 / R@10 in %:", ""]
-    lines += table(
-        ["variant", *(f"{name} set" for name in sets)],
-        [[variant, *(_pair(entry[name]["audio_to_text"], "") for name in sets)] for variant, entry in numbers.items()]
-        + [
-            ["untrained", *(_pair(first[name]["audio_to_text"], "untrained_") for name in sets)],
-            ["chance", *(_pair(first[name]["audio_to_text"], "chance_") for name in sets)],
-        ],
-    )
-    attributes = list(first["classification"])
-    lines += ["", "Zero-shot classification, UAR in %:", ""]
-    lines += table(
-        ["variant", *attributes],
-        [
-            [variant, *(f"{100 * entry['classification'][name]['UAR']:.1f}" for name in attributes)]
-            for variant, entry in numbers.items()
-        ]
-        + [
-            [kind, *(f"{100 * first['classification'][name][f'{kind}_UAR']:.1f}" for name in attributes)]
-            for kind in ("untrained", "chance")
-        ],
-    )
-    return "\n".join([*lines, ""])
+def write_report(folder: Path, title: str, results: Mapping[str, Any], queries: pa.Table) -> None:
+    """Writes `evaluation.json` (everything), `queries.parquet` (every query), and tables and pictures of them.
 
-
-def _pair(scores: Mapping[str, float], prefix: str) -> str:
-    return f"{100 * scores[f'{prefix}R@1']:.1f} / {100 * scores[f'{prefix}R@10']:.1f}"
-
-
-def write_report(folder: Path, title: str, results: Mapping[str, Any]) -> None:
-    """Writes `evaluation.json` (everything), `recall.csv`, one `confusion_ATTRIBUTE.csv` each, and the same
-    as PNG files. Files depend on the results alone.
+    Those are `recall.csv`, `tags.csv`, `composition.csv`, one `confusion_ATTRIBUTE.csv` each, and PNG files. Files
+    depend on the arguments alone.
     """
-    write_json(folder / "evaluation.json", results)
-    _write_recall_csv(folder / "recall.csv", results)
-    for attribute, scores in results["model"]["classification"].items():
-        _write_confusion_csv(folder / f"confusion_{attribute}.csv", scores)
-    _draw_recall(folder / "recall.png", title, results)
-    _draw_confusions(folder / "confusion.png", title, results)
+    write_json(folder / EVALUATION_NAME, results)
+    pq.write_table(queries, folder / QUERIES_NAME, compression="zstd")
+    model = results["model"]
+    if model["retrieval"]:
+        _write_csv(folder / "recall.csv", ["caption_set", "k", *_columns(results)], _recall_rows(results))
+        draw_recall(folder / "recall.png", title, {kind: results[kind] for kind in kinds(results)})
+    if model["classification"]:
+        _write_csv(folder / "tags.csv", ["attribute", "tag", "clips", "recall", "ensemble_recall"], _tag_rows(model))
+        draw_confusions(folder / "confusion.png", title, model["classification"])
+    for attribute, scores in model["classification"].items():
+        _write_csv(folder / f"confusion_{attribute}.csv", ["actual", "predicted"], _confusion_rows(scores))
+    if "composition" in model:
+        header = ["attributes", "direction", "recall", "low", "high", "independent", "chance"]
+        _write_csv(folder / "composition.csv", header, _composition_rows(results))
+        draw_composition(folder / "composition.png", title, results)
 
 
-def _write_recall_csv(path: Path, results: Mapping[str, Any]) -> None:
+def _columns(results: Mapping[str, Any]) -> list[str]:
+    return ["recall" if kind == "model" else kind for kind in kinds(results)]
+
+
+def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     with open(path, "w", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["caption_set", "k", "recall", "untrained", "chance"])
-        for name in results["model"]["retrieval"]:
-            for k in (1, 5, 10):
-                kinds = [results[kind]["retrieval"][name]["audio_to_text"][f"R@{k}"] for kind in results]
-                writer.writerow([name, k, *map(_round, kinds)])
+        csv.writer(stream).writerows([header, *rows])
 
 
-def _write_confusion_csv(path: Path, scores: Mapping[str, Any]) -> None:
-    with open(path, "w", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["actual", "predicted"])
-        for actual, row in zip(scores["candidates"], scores["confusion"], strict=True):
-            for predicted, count in zip(scores["candidates"], row, strict=True):
-                writer.writerows([[actual, predicted]] * count)
+def _recall_rows(results: Mapping[str, Any]) -> Iterator[list[Any]]:
+    for name in results["model"]["retrieval"]:
+        for k in RECALL_CUTOFFS:
+            of_kinds = [results[kind]["retrieval"][name]["audio_to_text"][f"R@{k}"] for kind in kinds(results)]
+            yield [name, k, *map(_round, of_kinds)]
 
 
-def _draw_recall(path: Path, title: str, results: Mapping[str, Any]) -> None:
-    from matplotlib.figure import Figure  # a second to import, and only reports need it
-
-    sets = list(results["model"]["retrieval"])
-    figure = Figure(figsize=(2.6 * len(sets) + 1, 3.2), layout="constrained")
-    for axes, name in zip(figure.subplots(1, len(sets), sharey=True, squeeze=False)[0], sets, strict=True):
-        for place, kind in enumerate(results):
-            recalls = results[kind]["retrieval"][name]["audio_to_text"]
-            heights = [100 * recalls[f"R@{k}"] for k in (1, 5, 10)]
-            axes.bar(np.arange(3) + 0.27 * (place - 1), heights, 0.25, label=kind)
-        axes.set_xticks(range(3), ["R@1", "R@5", "R@10"])
-        axes.set_title(f"{name} set")
-    figure.axes[0].set_ylabel("speech to caption, %")
-    figure.axes[0].set_ylim(0, 100)
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize="small")
-    figure.suptitle(title)
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+def _tag_rows(model: Mapping[str, Any]) -> Iterator[list[Any]]:
+    for attribute, scores in model["classification"].items():
+        ensemble = scores.get("ensemble", {}).get("tags", {})
+        for tag, found in scores["tags"].items():
+            by_ensemble = _round(ensemble[tag]["recall"]) if tag in ensemble else ""
+            yield [attribute, tag, found["clips"], _round(found["recall"]), by_ensemble]
 
 
-def _draw_confusions(path: Path, title: str, results: Mapping[str, Any]) -> None:
-    from matplotlib.figure import Figure
+def _confusion_rows(scores: Mapping[str, Any]) -> Iterator[list[str]]:
+    for actual, row in zip(scores["candidates"], scores["confusion"], strict=True):
+        for predicted, count in zip(scores["candidates"], row, strict=True):
+            yield from [[actual, predicted]] * count
 
-    scored = results["model"]["classification"]
-    columns = min(4, len(scored))
-    rows = -(-len(scored) // columns)
-    figure = Figure(figsize=(2.7 * columns, 2.7 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes, (attribute, scores) in zip(grid, scored.items(), strict=False):
-        confusion = np.array(scores["confusion"])
-        shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
-        axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
-        for (row, column), share in np.ndenumerate(shares):
-            axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", color="w" if share > 0.6 else "k")
-        ticks = range(len(scores["candidates"]))
-        axes.set_xticks(ticks, scores["candidates"], rotation=40, ha="right", fontsize="small")
-        axes.set_yticks(ticks, scores["candidates"], fontsize="small")
-        axes.set_title(f"{attribute}, UAR {100 * scores['UAR']:.0f} %", fontsize="medium")
-    for axes in grid[len(scored) :]:
-        axes.remove()
-    figure.suptitle(f"{title}: share of the actual class (rows) by prediction, %")
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+
+def _composition_rows(results: Mapping[str, Any]) -> Iterator[list[Any]]:
+    for k, of_k in results["model"]["composition"].items():
+        for direction in DIRECTIONS:
+            found, chance = of_k[direction], results["chance"]["composition"][k][direction]["R@1"]
+            independent = _round(found["independent_R@1"]) if "independent_R@1" in found else ""
+            ends = map(_round, found["intervals"]["R@1"])
+            yield [k, direction, _round(found["R@1"]), *ends, independent, _round(chance)]

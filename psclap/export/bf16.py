@@ -14,13 +14,12 @@ from psclap.export.check import (
     Deviation,
     audio_batches,
     embeddings,
-    refuse_existing,
     refuse_unless,
     text_batches,
 )
-from psclap.files import atomic_folder, share_files
+from psclap.files import atomic_folder, refuse_existing, share_files
 from psclap.models.build import load_model
-from psclap.models.dual_encoder import ParaSpeechCLAPModel
+from psclap.models.precision import to_bf16
 from psclap.models.quiet import no_progress_bars
 
 MIN_COSINE = 0.99
@@ -29,7 +28,8 @@ MIN_COSINE = 0.99
 def export_bf16(folder: Path | str, out: Path | str) -> Deviation:
     """Makes `out` from a model folder; returns how far it is from float32 on check clips and prompts.
 
-    Raises CheckpointError where `out` exists, or where a cosine with the model's own embeddings is below MIN_COSINE.
+    Raises PsclapError where `out` exists, CheckpointError where a cosine with the model's own embeddings is below
+    MIN_COSINE.
     """
     folder, out = Path(folder), Path(out)
     refuse_existing(out)
@@ -47,10 +47,3 @@ def export_bf16(folder: Path | str, out: Path | str) -> Deviation:
         deviation = Deviation.of(np.concatenate(found), np.concatenate(expected))
         refuse_unless(deviation.min_cosine >= MIN_COSINE, str(out), deviation, f"a cosine of {MIN_COSINE}")
     return deviation
-
-
-def to_bf16(model: ParaSpeechCLAPModel) -> None:
-    """Changes the encoders' weights in place, all but what the model keeps in float32."""
-    for name, parameter in model.named_parameters():
-        if not any(kept in name for kept in model._keep_in_fp32_modules_strict):
-            parameter.data = parameter.data.to(torch.bfloat16)

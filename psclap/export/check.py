@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -64,12 +63,6 @@ def refuse_unless(is_close: bool, what: str, deviation: Deviation, rule: str) ->
             f"{what} was not kept: its embeddings differ from the model's (smallest cosine "
             f"{deviation.min_cosine:.5f}, largest difference {deviation.max_difference:.1e}; the rule is {rule})"
         )
-
-
-def refuse_existing(folder: Path) -> None:
-    """Raises CheckpointError where something is in the way of a new folder."""
-    if folder.exists() or folder.is_symlink():
-        raise CheckpointError(f"{folder} exists, and nothing is overwritten; give another folder, or move it")
 
 
 def _run(embed: Callable[..., torch.Tensor], batches: Iterator[Inputs]) -> Iterator[np.ndarray]:

@@ -24,13 +24,12 @@ from psclap.export.check import (
     Inputs,
     audio_batches,
     embeddings,
-    refuse_existing,
     refuse_unless,
     text_batches,
 )
 from psclap.export.plain import make_plain
 from psclap.export.session import AUDIO, TEXT, OnnxModel
-from psclap.files import atomic_folder, share_files
+from psclap.files import atomic_folder, refuse_existing, share_files
 from psclap.models.build import load_model
 from psclap.models.dual_encoder import ParaSpeechCLAPModel
 from psclap.models.processor import ParaSpeechCLAPProcessor
@@ -51,8 +50,8 @@ def check_installed() -> None:
 def export_onnx(folder: Path | str, out: Path | str) -> Deviation:
     """Makes the folder `out` from a model folder; returns how far it is from the model on check clips and prompts.
 
-    Raises CheckpointError where `out` exists, or where a number of an embedding differs by more than MAX_DIFFERENCE;
-    PsclapError for a speech encoder that cannot be exported.
+    Raises PsclapError where `out` exists, CheckpointError where a number of an embedding differs by more than
+    MAX_DIFFERENCE, PsclapError for a speech encoder that cannot be exported.
     """
     check_installed()
     folder, out = Path(folder), Path(out)

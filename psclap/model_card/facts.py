@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from psclap.config import CorpusConfig, Params, TrainConfig
+from psclap.config import Params, TrainConfig
+from psclap.data_config import CorpusConfig
 from psclap.models.dual_encoder import ParaSpeechCLAPConfig, ParaSpeechCLAPModel
 from psclap.schema import CAPTION_SETS, Split
 from psclap.shards.index import ShardIndex

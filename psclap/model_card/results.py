@@ -70,10 +70,12 @@ def results(facts: Facts) -> Iterator[str]:
         f"On the {split} split: {tested['clips']:,} clips of {tested['speakers']:,} speakers, "
         f"{tested['hours']:.2f} hours, each embedded whole. All shares are in %."
     )
+    about = facts.evaluation["about"]
     yield from ("", "### Retrieval", "", *_retrieval_table(facts), "")
     yield (
         f"What the captions speak of: {'; '.join(f'{name}: {SPEAKS_OF[name]}' for name in facts.retrieval)}. "
-        "Candidates are the set's distinct captions, or its clips; chance is a random order of them."
+        "Candidates are the set's distinct captions, or its clips; chance is a random order of them. 95 %: the "
+        f"interval by bootstrap over {about['units']:,} {about['unit']}s."
     )
     yield from _retrieval_remarks(facts)
     yield from ("", "### Zero-shot classification", "")
@@ -83,7 +85,8 @@ def results(facts: Facts) -> Iterator[str]:
     yield from (*_classification_table(facts), "")
     yield (
         'An attribute\'s candidates are put as "A person is speaking in a ... style."; the nearest one wins. UAR is '
-        "the mean of the candidates' recalls; untrained is this model before its first step."
+        "the mean of the candidates' recalls; untrained is this model before its first step; by ensembles is the UAR "
+        "where all wordings of a candidate are averaged."
     )
     yield from ("", *_classification_remarks(facts))
 
@@ -93,15 +96,16 @@ def _retrieval_table(facts: Facts) -> list[str]:
     for caption_set, numbers in facts.retrieval.items():
         for direction, words in DIRECTIONS.items():
             scores = numbers[direction]
-            shares = [scores[key] for key in ("R@1", "chance_R@1", "R@5", "R@10", "chance_R@10")]
+            first, *others = (percent(scores[key]) for key in ("R@1", "chance_R@1", "R@5", "R@10", "chance_R@10"))
             ranks = [f"{scores[key]:g}" for key in ("median_rank", "mean_rank")]
             candidates = facts.tested["captions"][caption_set][_CANDIDATES[direction]]
-            rows.append([caption_set, words, f"{candidates:,}", *map(percent, shares), *ranks])
+            rows.append([caption_set, words, f"{candidates:,}", first, _interval(scores, "R@1"), *others, *ranks])
     header = [
         "captions",
         "direction",
         "candidates",
         "R@1",
+        "95 %",
         "by chance",
         "R@5",
         "R@10",
@@ -117,9 +121,18 @@ def _classification_table(facts: Facts) -> list[str]:
     rows = []
     for name, numbers in facts.classification.items():
         clips = sum(map(sum, scored[name]["confusion"]))
-        shares = [numbers[key] for key in ("UAR", "chance_UAR", "untrained_UAR", "macro_F1")]
-        rows.append([name, ", ".join(scored[name]["candidates"]), f"{clips:,}", *map(percent, shares)])
-    return table(["attribute", "candidates", "clips", "UAR", "by chance", "untrained", "macro F1"], rows)
+        uar, *others = (
+            percent(numbers[key]) for key in ("UAR", "chance_UAR", "untrained_UAR", "ensemble_UAR", "macro_F1")
+        )
+        rows.append(
+            [name, ", ".join(scored[name]["candidates"]), f"{clips:,}", uar, _interval(numbers, "UAR"), *others]
+        )
+    header = ["attribute", "candidates", "clips", "UAR", "95 %", "by chance", "untrained", "by ensembles", "macro F1"]
+    return table(header, rows)
+
+
+def _interval(scores: Mapping[str, float], name: str) -> str:
+    return f"{percent(scores[f'{name}_low'])} to {percent(scores[f'{name}_high'])}"
 
 
 def _retrieval_remarks(facts: Facts) -> Iterator[str]:

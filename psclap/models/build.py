@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+from transformers import PreTrainedModel
 
 from psclap.config import ModelConfig
-from psclap.errors import CheckpointError
+from psclap.errors import CheckpointError, first_line
 from psclap.model_config import ParaSpeechCLAPConfig
 from psclap.models.choice import dual_config_for, encoder_config_of, encoder_for, feature_extractor_for, tokenizer_for
 from psclap.models.dual_encoder import ParaSpeechCLAPModel
 from psclap.models.feature_extractor import ParaSpeechCLAPFeatureExtractor
 from psclap.models.processor import ParaSpeechCLAPProcessor
 from psclap.models.quiet import no_progress_bars
+
+M = TypeVar("M", bound=PreTrainedModel)
 
 
 def build_model(
@@ -58,28 +62,48 @@ def load_model(folder: Path | str) -> tuple[ParaSpeechCLAPModel, ParaSpeechCLAPP
     """
     folder = Path(folder)
     check_is_ours(folder)
+    model = load_weights(ParaSpeechCLAPModel, folder)
     try:
         with no_progress_bars():
-            # A folder may come from anywhere: neither a pickle nor code of it is ever loaded.
-            model, info = ParaSpeechCLAPModel.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
             processor = ParaSpeechCLAPProcessor.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # safetensors, JSON and transformers each raise their own kind
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{folder} is a damaged checkpoint: {first_line}; fetch or train it again") from error
+    except Exception as error:
+        raise _damaged(folder, error) from error
     if not isinstance(processor.feature_extractor, ParaSpeechCLAPFeatureExtractor):
         raise CheckpointError(
             f"{folder} was written by an older psclap, with a {type(processor.feature_extractor).__name__}; "
             "train it again"
         )
+    return model, processor
+
+
+def load_weights(model_class: type[M], folder: Path) -> M:
+    """The model of a folder of this class, in evaluation mode. Raises CheckpointError where it is not whole."""
+    try:
+        with no_progress_bars():
+            # A folder may come from anywhere: neither a pickle nor code of it is ever loaded.
+            model, info = model_class.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
+    except Exception as error:  # safetensors, JSON and transformers each raise their own kind
+        raise _damaged(folder, error) from error
     problems = {kind: sorted(map(str, keys)) for kind, keys in info.items() if keys}
     if problems:
         listing = "; ".join(f"{kind}: {', '.join(keys[:5])} ({len(keys)})" for kind, keys in problems.items())
         raise CheckpointError(f"the weights in {folder} do not fit its config.json: {listing}")
-    return model.eval(), processor
+    return model.eval()
 
 
-def check_is_ours(folder: Path) -> None:
-    """Raises CheckpointError for a folder whose config.json is of no model of ours, or asks for more than weights."""
+def _damaged(folder: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{folder} is a damaged checkpoint: {first_line(error)}; fetch or train it again")
+
+
+OUR_TYPES = (ParaSpeechCLAPConfig.model_type, "speech_clip", "clip_tts")
+"""The types of the models that psclap trains, the dual encoder's first."""
+
+
+def check_is_ours(folder: Path, types: Collection[str] = (ParaSpeechCLAPConfig.model_type,)) -> str:
+    """The type of the model in a folder, which is one of `types`.
+
+    Raises CheckpointError for a folder whose config.json is of none of them, or asks for more than weights.
+    """
     try:
         config = json.loads((folder / "config.json").read_text())
         model_type = config["model_type"]
@@ -90,14 +114,15 @@ def check_is_ours(folder: Path) -> None:
             f"{folder} is no checkpoint folder: it has no readable config.json; give the folder that training "
             "wrote (such as models/combined) or a models:/ URI"
         ) from error
-    if model_type != ParaSpeechCLAPConfig.model_type:
+    if model_type not in types:
         raise CheckpointError(
-            f"{folder} holds a model of type {model_type!r}, not {ParaSpeechCLAPConfig.model_type!r}; "
+            f"{folder} holds a model of type {model_type!r}, not {' or '.join(map(repr, types))}; "
             "give a folder that `psclap` trained"
         )
     if asked:
         raise CheckpointError(f"{folder}: config.json asks for {', '.join(asked)}, which may load code; remove it")
     _check_parts(folder / "model.safetensors.index.json")
+    return model_type
 
 
 def _check_parts(index: Path) -> None:

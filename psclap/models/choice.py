@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from psclap.config import EncoderConfig, ModelConfig
-from psclap.errors import PsclapError
+from psclap.errors import PsclapError, first_line
 from psclap.model_config import ParaSpeechCLAPConfig, encoder_config
 from psclap.models.encoders import encoder_of, new_encoder
 from psclap.models.feature_extractor import ParaSpeechCLAPFeatureExtractor
@@ -100,9 +100,8 @@ def _pretrained(auto_class: type, name: str, **kwargs):  # type: ignore[no-untyp
     try:
         return auto_class.from_pretrained(name, **kwargs)  # type: ignore[attr-defined]
     except (OSError, ValueError) as error:
-        first_line = str(error).strip().splitlines()[0]
         raise PsclapError(
-            f"model: {name!r} cannot be loaded ({first_line}); give a model of the Hub, "
+            f"model: {name!r} cannot be loaded ({first_line(error)}); give a model of the Hub, "
             "which needs a network or a filled cache, or the path of a local folder"
         ) from error
 

@@ -192,8 +192,13 @@ _ATTEND_TO_ALL = ("bert", "camembert", "distilbert", "electra", "roberta", "xlm-
 
 def _precision_of(encoder: PreTrainedModel) -> AbstractContextManager[Any]:
     """Autocast for weights in 16 bits; else whatever the caller has chosen."""
-    dtypes = {parameter.dtype for parameter in encoder.parameters()} & {torch.bfloat16, torch.float16}
-    return torch.autocast(encoder.device.type, dtypes.pop()) if dtypes else nullcontext()
+    dtype = weights_dtype(encoder)
+    return torch.autocast(encoder.device.type, dtype) if dtype in (torch.bfloat16, torch.float16) else nullcontext()
+
+
+def weights_dtype(encoder: PreTrainedModel) -> torch.dtype:
+    """The type of an encoder's matrices; norms and biases may have another."""
+    return next(parameter.dtype for parameter in encoder.parameters() if parameter.ndim > 1)
 
 
 def _embed(hidden_BFH: torch.Tensor, mask_BF: torch.Tensor, pooling: str, projection: Projection) -> torch.Tensor:

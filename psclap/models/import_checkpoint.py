@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from psclap.config import PRESETS_FOLDER, EncoderConfig, ModelConfig, load_params
 from psclap.errors import CheckpointError
-from psclap.files import atomic_folder, check_folder_writable, share_files
+from psclap.files import atomic_folder, check_folder_writable, refuse_existing, share_files
 from psclap.models.choice import dual_config_for, encoder_config_of, feature_extractor_for, tokenizer_for
 from psclap.models.dual_encoder import ParaSpeechCLAPModel
 from psclap.models.processor import ParaSpeechCLAPProcessor
@@ -64,8 +64,7 @@ def import_checkpoint(
     not fit the encoders, with every key that is in the way, and PsclapError for the rest; neither leaves anything.
     """
     file, folder = Path(file), Path(folder)
-    if folder.exists() or folder.is_symlink():
-        raise CheckpointError(f"{folder} exists, and an import overwrites nothing; give another folder, or move it")
+    refuse_existing(folder)
     check_folder_writable(folder)
     released = read_state_dict(file)
     model, processor = _empty_model(variant, speech_encoder, text_encoder)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from psclap.errors import CheckpointError
+from psclap.errors import CheckpointError, first_line
 
 _ZIP_MAGIC = b"PK\x03\x04"
 
@@ -47,7 +47,7 @@ def _load(file: Path, is_zip: bool) -> Any:
             f"{file} holds {what}; it was not run, and cannot be imported: fetch the release"
         ) from error
     except Exception as error:  # torch raises whatever a broken file brings it to: EOFError, KeyError, OSError, ...
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].split(". This is")[0]
+        reason = first_line(error).split(". This is")[0]
         raise CheckpointError(f"{file} is truncated, or no torch file ({reason}); fetch it again") from error
 
 

@@ -131,6 +131,9 @@ class _ClipwiseAttention(torch.autograd.Function):
         with torch.autocast("cpu", enabled=False):
             for clip, length in enumerate(frames):
                 q, k, v = (states[clip, :length].transpose(0, 1) for states in (query, key, value))
+                if not dropout and not any(ctx.needs_input_grad):
+                    _attend(q, k, v, gate[clip, :, :length], bias, mixed[clip, :length].transpose(0, 1))
+                    continue
                 scores = full_precision((q * q.shape[-1] ** -0.5) @ k.mT)
                 scores.addcmul_(gate[clip, :, :length], bias[:, :length, :length])
                 used = of_clip = scores.softmax(-1).to(q.dtype)
@@ -164,6 +167,23 @@ class _ClipwiseAttention(torch.autograd.Function):
             for d_states, of_clip in ((d_query, d_scores @ k), (d_key, d_scores.mT @ q), (d_value, used.mT @ g)):
                 d_states[clip, :length] = of_clip.transpose(0, 1)
         return d_query, d_key, d_value, d_gate, d_bias, None, None
+
+
+def _attend(q, k, v, gate, bias, mixed):  # type: ignore[no-untyped-def]
+    """Writes one clip's attention to `mixed`, in tiles of heads and queries whose scores stay in a core's own cache.
+
+    All are (H, F, D), but the (H, F, 1) gate and the (H, >= F, >= F) bias.
+    """
+    heads, length, width = q.shape
+    for h in (slice(start, start + _TILE_HEADS) for start in range(0, heads, _TILE_HEADS)):
+        keys, values = k[h].mT, v[h]
+        for f in (slice(start, start + _TILE_QUERIES) for start in range(0, length, _TILE_QUERIES)):
+            scores = full_precision((q[h, f] * width**-0.5) @ keys)
+            scores.addcmul_(gate[h, f], bias[h, :length, :length][:, f])
+            mixed[h, f] = scores.softmax(-1).to(q.dtype) @ values
+
+
+_TILE_HEADS, _TILE_QUERIES = 2, 256
 
 
 def _dropped(weights: torch.Tensor, kept: torch.Tensor, p: float) -> torch.Tensor:

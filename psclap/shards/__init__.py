@@ -6,6 +6,9 @@ INDEX_NAME = "index.parquet"
 SUMMARY_NAME = "summary.json"
 REJECTS_NAME = "rejects.jsonl"
 
+REBUILD = "rebuild it with `dvc repro --force shard` (a voice's with `tts_shard@VOICE`)"
+"""The way out where a data set cannot be used."""
+
 
 def check_shard_name(name: str, location: str) -> str:
     """Returns the name. Raises PsclapError for one that leads out of the folder or URL of its set.
@@ -15,6 +18,6 @@ def check_shard_name(name: str, location: str) -> str:
     if not isinstance(name, str) or "/" in name:
         raise PsclapError(
             f"{location}: {name!r} names no file right in it, as every shard does; its index or summary is damaged or "
-            "forged: rebuild it with `dvc repro --force shard`"
+            f"forged: {REBUILD}"
         )
     return name

@@ -20,6 +20,7 @@ from typing import BinaryIO
 
 from psclap import storage
 from psclap.errors import PsclapError
+from psclap.shards import REBUILD
 
 _CHUNK = 8 << 20
 _WAIT_S = 0.1  # for others to finish, where what they fetch fills the cache
@@ -178,7 +179,7 @@ def _chunks(file: RemoteFile) -> Iterator[bytes]:
             filesystem, path = storage.resolve(file.url)
             source = filesystem.open(path, "rb", block_size=_CHUNK)
     except FileNotFoundError as error:
-        raise PsclapError(f"{file.url} is missing; build the data set anew with `dvc repro --force shard`") from error
+        raise PsclapError(f"{file.url} is missing; {REBUILD}") from error
     with source:
         while left > 0:
             with storage.reaching(file.url):

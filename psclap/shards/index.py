@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,20 +21,23 @@ import pyarrow.parquet as pq
 from psclap import audio, storage
 from psclap.errors import AudioError, PsclapError
 from psclap.schema import INDEX_SCHEMA, CaptionSet, Split
-from psclap.shards import INDEX_NAME, SUMMARY_NAME, check_shard_name
+from psclap.shards import INDEX_NAME, REBUILD, SUMMARY_NAME, check_shard_name
 from psclap.shards.cache import FileCache, RemoteFile, cache_folder
 from psclap.shards.store import Place, ShardStore
 
 _DEFAULT_CACHE_BYTES = 10 * 10**9
 # These columns hold few words many times: they are read as numbers and a dictionary.
-_WORDS = ["source", "split", "shard", "captions.list.element.set", "intrinsic_tags.list.element"]
+_WORDS = [
+    *("source", "split", "shard", "captions.list.element.set", "intrinsic_tags.list.element"),
+    "phonemes.list.element",
+]
 
 
 @dataclass(frozen=True)
 class View:
-    """The clips of one split that have captions of one set: row numbers of the index, ascending."""
+    """Clips of one split: row numbers of the index, ascending, and of which set their captions are taken, if of one."""
 
-    caption_set: CaptionSet
+    caption_set: CaptionSet | None
     rows: np.ndarray
 
 
@@ -56,10 +59,7 @@ class ShardIndex:
             }
             self.sample_rate_hz: int = self.summary["sample_rate_hz"]
         except (AttributeError, KeyError, TypeError) as error:
-            raise PsclapError(
-                f"{SUMMARY_NAME} of {location} is not of this version ({error}); rebuild it with "
-                "`dvc repro --force shard`"
-            ) from error
+            raise PsclapError(f"{SUMMARY_NAME} of {location} is not of this version ({error}); {REBUILD}") from error
         self.store = ShardStore(self.location, shards, cache)
         self._bytes = self._open(cache)
         self._parquet = self._parquet_file()
@@ -78,15 +78,14 @@ class ShardIndex:
             ) from error
 
     def _parquet_file(self, words: Sequence[str] = ()) -> pq.ParquetFile:
-        again = "rebuild it with `dvc repro --force shard`"
         try:
             parquet = pq.ParquetFile(self._bytes, read_dictionary=list(words))
         except pa.ArrowException as error:
-            raise PsclapError(f"the index in {self.location} is damaged ({error}); {again}") from error
+            raise PsclapError(f"the index in {self.location} is damaged ({error}); {REBUILD}") from error
         names = parquet.schema_arrow.names
         if names != INDEX_SCHEMA.names:
             raise PsclapError(
-                f"the index in {self.location} has the columns {names}, expected {INDEX_SCHEMA.names}; {again}"
+                f"the index in {self.location} has the columns {names}, expected {INDEX_SCHEMA.names}; {REBUILD}"
             )
         return parquet
 
@@ -100,12 +99,19 @@ class ShardIndex:
 
     def column(self, name: str) -> pa.Array:
         """A column, or by a dotted path a part of one, read from the file at each call."""
-        words = self._parquet_file(_WORDS)
-        # One group at a time: Arrow cannot read lists of dictionary codes over several.
-        parts = [words.read_row_group(group, columns=[name]) for group in range(words.num_row_groups)]
+        parts = [*self._groups(name)]
         if not parts:
             return INDEX_SCHEMA.empty_table()[name.partition(".")[0]].combine_chunks()
         return pa.concat_arrays(pa.concat_tables(parts).unify_dictionaries().column(0).chunks)
+
+    def _groups(self, name: str) -> Iterator[pa.Table]:
+        """One group at a time: Arrow cannot read lists of dictionary codes over several."""
+        words = self._parquet_file(_WORDS)
+        return (words.read_row_group(group, columns=[name]) for group in range(words.num_row_groups))
+
+    def phonemes(self) -> Iterator[pa.ListArray]:
+        """The phonemes of all clips, as words of a dictionary, part by part: there may be thousands of millions."""
+        return (group["phonemes"].combine_chunks() for group in self._groups("phonemes"))
 
     def _numbers(self, name: str) -> np.ndarray:
         return _numpy(self.column(name))
@@ -114,6 +120,12 @@ class ShardIndex:
     def num_samples(self) -> np.ndarray:
         """(len,) samples of each clip."""
         return self._numbers("num_samples")
+
+    @cached_property
+    def num_phonemes(self) -> np.ndarray:
+        """(len,) phonemes of each clip: 0 where nothing is said, and of all clips that were sharded without."""
+        lengths = (np.diff(_numpy(lists.offsets)) for lists in self.phonemes())
+        return np.concatenate([np.zeros(0, np.int32), *lengths])
 
     @cached_property
     def shard_number(self) -> np.ndarray:
@@ -182,6 +194,7 @@ class ShardIndex:
 
     def captions(self, view: View) -> pa.LargeListArray:
         """The captions of the view's set, for each of its rows."""
+        assert view.caption_set is not None
         parts = [_texts(part, view.caption_set) for part in self.take(view.rows, ["captions"])["captions"].chunks]
         return pa.concat_arrays(parts)
 
@@ -208,7 +221,7 @@ def _read_summary(location: Path | str) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise _no_shards(location, SUMMARY_NAME) from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise PsclapError(f"{path} is damaged ({error}); rebuild it with `dvc repro --force shard`") from error
+        raise PsclapError(f"{path} is damaged ({error}); {REBUILD}") from error
 
 
 def _where(summary: dict[str, Any], location: Path | str) -> str:
@@ -218,8 +231,7 @@ def _where(summary: dict[str, Any], location: Path | str) -> str:
         return str(location if storage.is_remote(location) else Path(location).absolute())
     if not isinstance(url, str) or not storage.is_remote(url):
         raise PsclapError(
-            f"{SUMMARY_NAME} of {location} says that its shards lie at {url!r}, which is no URL; rebuild it with "
-            "`dvc repro --force shard`"
+            f"{SUMMARY_NAME} of {location} says that its shards lie at {url!r}, which is no URL; {REBUILD}"
         )
     return url
 

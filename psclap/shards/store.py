@@ -10,7 +10,7 @@ from typing import Any
 
 from psclap import storage
 from psclap.errors import PsclapError
-from psclap.shards import check_shard_name
+from psclap.shards import REBUILD, check_shard_name
 from psclap.shards.cache import FileCache, RemoteFile
 
 _TAR_BLOCK = 512
@@ -88,6 +88,4 @@ class ShardStore:
         return data
 
     def _damaged(self, shard: str, what: str) -> PsclapError:
-        return PsclapError(
-            f"shard {self.location}/{shard} is damaged: {what}; rebuild it with `dvc repro --force shard`"
-        )
+        return PsclapError(f"shard {self.location}/{shard} is damaged: {what}; {REBUILD}")

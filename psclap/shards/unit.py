@@ -18,11 +18,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from psclap import audio, storage
-from psclap.config import ShardConfig
-from psclap.errors import AudioError
+from psclap.data_config import ShardConfig
+from psclap.errors import AudioError, PsclapError
 from psclap.files import sha256_file
 from psclap.loudness import normalise_loudness
 from psclap.schema import INDEX_SCHEMA, locate
+from psclap.text.phonemes import MAX_CHARACTERS
+from psclap.text.symbols import symbols_of
 
 _RECEIPT_KEY = b"psclap.receipt"
 _WRITE_BYTES = 1 << 20  # a clip at a time, not 16 kB
@@ -125,12 +127,22 @@ class _Clip:
 
 def _encoded(unit: Unit, rejects: list[dict[str, str]]) -> Iterator[_Clip]:
     """The unit's clips in order; those that cannot be used go to `rejects` instead."""
+
+    def reject(row: Mapping[str, Any], reference: str, reason: str, detail: str) -> None:
+        rejects.append({"key": row["key"], "audio": reference, "reason": reason, "detail": detail})
+
     for row in unit.utterances.to_pylist():
         reference = locate(row.pop("audio"), unit.audio_folder)
         try:
             wave = _load(reference, unit.config)
         except AudioError as error:
-            rejects.append({"key": row["key"], "audio": reference, "reason": error.reason, "detail": error.detail})
+            reject(row, reference, error.reason, error.detail)
+            continue
+        transcript = row["transcript"] or ""
+        try:
+            row["phonemes"] = _said(transcript, row["language"]) if unit.config.phonemes else []
+        except PsclapError as error:
+            reject(row, reference, "cannot be said", f"{transcript[:MAX_CHARACTERS]!r}: {error}")
             continue
         metadata = json.dumps({**row, "num_samples": len(wave)}).encode()
         yield _Clip(row, len(wave), audio.encode_flac(wave, unit.config.sample_rate_hz), metadata)
@@ -146,6 +158,10 @@ def _load(reference: str, config: ShardConfig) -> audio.Wave:
     return (
         wave if config.loudness_lufs is None else normalise_loudness(wave, config.sample_rate_hz, config.loudness_lufs)
     )
+
+
+def _said(transcript: str, language: str) -> list[str]:
+    return [*symbols_of(transcript, language)] if transcript.strip() else []
 
 
 def _in_tar(data: bytes) -> int:

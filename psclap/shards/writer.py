@@ -25,7 +25,7 @@ import soundfile
 import soxr
 
 from psclap import storage
-from psclap.config import ShardConfig
+from psclap.data_config import ShardConfig
 from psclap.errors import PsclapError
 from psclap.files import sha256_file
 from psclap.parallel import process_map
@@ -33,8 +33,9 @@ from psclap.schema import INDEX_SCHEMA, SPLITS, UTTERANCES_SCHEMA, Split
 from psclap.shards import INDEX_NAME, REJECTS_NAME, SUMMARY_NAME
 from psclap.shards.unit import Receipt, Unit, read_receipt, write_unit
 from psclap.tags import check_tags
+from psclap.text.symbols import rules
 
-_FORMAT = 3  # of the bytes: a change of what is written changes it
+_FORMAT = 4  # of the bytes: a change of what is written changes it
 _SHUFFLE_SEED = 0
 _ROWS_PER_GROUP = 1 << 16
 
@@ -93,8 +94,10 @@ def check_utterances(utterances: pa.Table) -> None:
         raise PsclapError(
             f"shards: key {key!r} cannot name a file in a WebDataset tar; use 1 to 90 bytes, without dots and slashes"
         )
-    for key in keys.filter(pc.invert(_has_caption(utterances["captions"])))[:1].to_pylist():
-        raise PsclapError(f"shards: {key!r} has no caption; every clip needs one")
+    texts = pc.fill_null(utterances["transcript"], "")
+    useful = pc.or_(_has_caption(utterances["captions"]), pc.not_equal(pc.utf8_trim_whitespace(texts), ""))
+    for key in keys.filter(pc.invert(useful))[:1].to_pylist():
+        raise PsclapError(f"shards: {key!r} has no caption and no transcript; every clip needs one of them")
     for name in ("intrinsic_tags", "situational_tags", "classification_tags"):
         check_tags(pc.unique(pc.list_flatten(utterances[name])).to_pylist())
 
@@ -142,7 +145,7 @@ def _large(schema: pa.Schema) -> pa.Schema:
 
 def _fingerprint(utterances: pa.Table, audio_folder: Path, config: ShardConfig) -> str:
     """A hash of what a unit's bytes depend on; of local audio its length and time of change, not its bytes."""
-    versions = (_FORMAT, soundfile.__libsndfile_version__, soxr.__version__)
+    versions = (_FORMAT, soundfile.__libsndfile_version__, soxr.__version__, *(rules() if config.phonemes else ()))
     digest = hashlib.sha256(json.dumps([versions, asdict(replace(config, url=None, max_reject_rate=0))]).encode())
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, utterances.schema) as writer:
@@ -271,6 +274,6 @@ def _check_rejects(rejects: list[dict[str, str]], total: int, job: ShardJob) -> 
     examples = "\n".join(f"  {r['key']} ({r['audio']}): {r['reason']}, {r['detail']}" for r in rejects[:5])
     raise PsclapError(
         f"shards: {len(rejects)} of {total} clips rejected ({reasons}), more than shard.max_reject_rate "
-        f"{max_reject_rate} allows; mend the audio or raise the rate. All of them are listed in "
+        f"{max_reject_rate} allows; mend the clips or raise the rate. All of them are listed in "
         f"{storage.join(job.destination, REJECTS_NAME)}. The first ones:\n{examples}"
     )

@@ -80,8 +80,12 @@ def _identity(columns: Columns) -> Iterator[Finding]:
     shared = speakers[splits > 1]
     width = max(len(speaker.values), 1)
     examples = (f"{source.values[number // width]}/{speaker.values[number % width]}" for number in shared.tolist())
-    advice = "Give each speaker one split, or test scores count voices that training has heard."
-    yield error("speakers in several splits", "speakers", len(shared), examples, advice)
+    # A closed circle of voices is meant: text to speech can only speak with those that it knows.
+    finding = warning if len(shared) == len(speakers) else error
+    advice = (
+        "Give each speaker one split, or test scores count voices that training has heard (text to speech: leave it)."
+    )
+    yield finding("speakers in several splits", "speakers", len(shared), examples, advice)
     advice = "Name the speakers; without names nothing shows whether a test speaker was trained on."
     yield warning("clips without speaker", *_clips(columns, nameless), advice)
 
@@ -104,7 +108,12 @@ def _captions(columns: Columns) -> Iterator[Finding]:
     captions, texts = columns.captions, columns.captions.texts
     total = np.bincount(captions.rows, minlength=len(columns))
     blank = np.bincount(captions.rows[texts.blank[texts.codes]], minlength=len(columns))
-    yield error("clips without caption", *_clips(columns, total == 0), "Give every clip a caption, or leave it out.")
+    transcript = columns.coded("transcript")
+    mute = transcript.blank[transcript.codes]
+    advice = "Give every clip a caption or a transcript, or leave it out."
+    yield error("clips without caption and transcript", *_clips(columns, (total == 0) & mute), advice)
+    advice = "Training and evaluation by captions pass them over; they serve text to speech."
+    yield warning("clips without caption", *_clips(columns, (total == 0) & ~mute), advice)
     yield error("blank captions", *_clips(columns, blank > 0), "Leave captions without text out.")
     limit = max(MIN_REPEATS, MIN_REPEAT_SHARE * len(columns))
     frequent = (texts.counts > limit)[texts.codes]

@@ -93,7 +93,8 @@ def _read_table(path: str) -> pa.Table:
     try:
         with filesystem.open(bare, "rb") as stream:
             file = pq.ParquetFile(stream)
-            known = [name for name in INDEX_SCHEMA.names if name in file.schema_arrow.names]
+            # Phonemes are many, and no check looks at them.
+            known = [name for name in INDEX_SCHEMA.names if name in file.schema_arrow.names and name != "phonemes"]
             return file.read(known)
     except FileNotFoundError as cause:
         raise PsclapError(f"no data set at {path}: there is no such file") from cause

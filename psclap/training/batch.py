@@ -7,8 +7,8 @@ most tags of one of the clips, V tags.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from psclap import distributed
 from psclap.decoding import Wave
 from psclap.models.processor import ParaSpeechCLAPProcessor
 from psclap.tags import training_prompts
+from psclap.training.tensors import TensorFields
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Batch:
+class Batch(TensorFields):
     """A rank's share of a global batch. The tensors go to the device; the arrays stay on the host."""
 
     audio: torch.Tensor  # (B, T) waves, or the features that the speech encoder takes
@@ -41,20 +42,7 @@ class Batch:
     tags: torch.Tensor  # (B, K) numbers of each clip's tags, filled up with V
     audio_lengths: np.ndarray  # (B,) each clip's length, in what the mask counts
     num_tokens: np.ndarray  # (N,) each text's length
-    counts: np.ndarray  # (1 + V,) int64: samples in all clips, then how many clips have each tag
-
-    def to(self, device: torch.device) -> Batch:
-        """The batch on `device`."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def pin_memory(self) -> Batch:
-        """The batch in memory that a GPU copies from without waiting."""
-        return self._each(torch.Tensor.pin_memory)
-
-    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
-        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        tensors = {name: change(value) for name, value in values.items() if isinstance(value, torch.Tensor)}
-        return Batch(**(values | tensors))
+    counts: np.ndarray  # (2 + V,) int64: clips, samples in all clips, then how many clips have each tag
 
 
 @dataclass(frozen=True)
@@ -92,7 +80,7 @@ class ContrastiveCollator:
             tags=torch.from_numpy(tags),
             audio_lengths=audio_mask.sum(1).numpy(),
             num_tokens=texts["attention_mask"].sum(1).numpy(),
-            counts=np.concatenate([[num_samples], clips_with_tag]),
+            counts=np.concatenate([[len(examples), num_samples], clips_with_tag]),
         )
 
     def _prompts(self, rng: np.random.Generator) -> list[str]:

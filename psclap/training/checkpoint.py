@@ -24,7 +24,7 @@ from psclap.files import share_files, write_json
 from psclap.loader import Position
 from psclap.schema import TRAINER_STATE_NAME
 from psclap.training.optim import WeightAverage
-from psclap.training.task import ContrastiveTask
+from psclap.training.recipe import Task
 
 _PROGRESS_NAME = "progress.json"
 _WEIGHTS, _OPTIMIZER = "weights/", "optimizer/"
@@ -34,7 +34,7 @@ _WEIGHTS, _OPTIMIZER = "weights/", "optimizer/"
 class Progress:
     """How far a training is, and the identity of the training.
 
-    `metrics` are those of the validation at this step, where there was one; `best` is the best value of
+    `metrics` are those of the validation at this step, where there was one; `best` is the best score by
     `best_metric` so far, `validations_since_best` counts from there.
     """
 
@@ -51,20 +51,18 @@ class Progress:
 class TrainerState:
     """All that a step changes."""
 
-    task: ContrastiveTask
+    task: Task
     optimizer: torch.optim.Optimizer
     average: WeightAverage | None
 
 
 def save_checkpoint(folder: Path, state: TrainerState, progress: Progress) -> None:
     """Writes a checkpoint into an existing folder; equal states give equal bytes."""
-    model, tensors = state.task.model, _optimizer_tensors(state)
-    weights = model.state_dict()
+    weights, tensors = state.task.model.state_dict(), _optimizer_tensors(state)
     if state.average is not None:
         tensors |= {_WEIGHTS + name: weights[name].contiguous() for name in state.average.weights}
         weights = {**weights, **state.average.weights}
-    model.save_pretrained(folder, state_dict=weights)
-    state.task.processor.save_pretrained(folder)
+    state.task.save(folder, weights)
     save_file(tensors, folder / TRAINER_STATE_NAME)
     write_json(folder / _PROGRESS_NAME, asdict(progress))
     share_files(folder)

@@ -1,4 +1,4 @@
-"""What a training reads: the stream of global batches, and the tags that its clips carry."""
+"""What a dual encoder's training reads: the stream of global batches, and the tags that its clips carry."""
 
 from __future__ import annotations
 
@@ -32,9 +32,12 @@ def build_stream(config: TrainConfig, index: ShardIndex, seed: int) -> Stream:
     examples = Examples(
         source_sizes=[len(view.rows) for view in views],
         shard=index.shard_number[rows] if options.shuffle_block_shards else None,
-        num_samples=np.minimum(index.num_samples[rows], max_crop) if options.bucket_batches else None,
+        num_samples=np.minimum(index.num_samples[rows], max_crop)
+        if options.bucket_batches or options.max_batch_s
+        else None,
         caption_group=_caption_groups(index, views) if options.distinct_captions else None,
         balance=_balance(config, index, rows) if options.class_balance != "none" else None,
+        max_batch_samples=round(options.max_batch_s * index.sample_rate_hz) if options.max_batch_s else None,
     )
     return Stream(index, views, examples, config.global_batch_size, seed, options)
 
@@ -60,26 +63,6 @@ def _balance(config: TrainConfig, index: ShardIndex, rows: np.ndarray) -> Balanc
 
 def _caption_groups(index: ShardIndex, views: Sequence[View]) -> np.ndarray:
     return caption_groups(pa.concat_arrays([index.captions(view) for view in views]))
-
-
-def total_steps(config: TrainConfig, stream: Stream) -> int:
-    """The optimiser steps of a training. Raises PsclapError where the plan of one of its epochs cannot be made."""
-    if config.max_steps is not None:
-        return config.max_steps
-    assert config.max_epochs is not None  # TrainConfig has checked it
-    return sum(len(stream.plan(epoch)) for epoch in range(config.max_epochs))
-
-
-def check_plans(config: TrainConfig, stream: Stream) -> None:
-    """Raises PsclapError now for the plan of a later epoch that cannot be made.
-
-    What an epoch leaves to the next differs from epoch to epoch, and with it how often a caption comes in one.
-    """
-    stream.plan(0)
-    steps, epoch, end = 0, 0, total_steps(config, stream)
-    while config.sampling.distinct_captions and steps < end:
-        steps += len(stream.plan(epoch))
-        epoch += 1
 
 
 def check_tags(config: TrainConfig, tags: list[str]) -> None:

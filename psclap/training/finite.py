@@ -21,7 +21,7 @@ class _Step:
     step: int
     position: Position  # of its batch
     is_finite: torch.Tensor  # ()
-    pairs_are_finite: torch.Tensor  # (B,) the embeddings of each pair of the global batch
+    clips_are_finite: torch.Tensor  # (B,) what the model makes of each clip of the global batch
 
 
 class FiniteGuard:
@@ -55,7 +55,7 @@ class FiniteGuard:
 
     def _describe(self, step: _Step) -> str:
         keys = self._keys(step.position)
-        bad = [key for key, is_finite in zip(keys, step.pairs_are_finite.tolist(), strict=True) if not is_finite]
+        bad = [key for key, is_finite in zip(keys, step.clips_are_finite.tolist(), strict=True) if not is_finite]
         where = f"batch {step.position.step} of epoch {step.position.epoch}"
         if not bad:
             return f"the loss or gradient is not finite at step {step.step} ({where}, clips {_some(keys)})"

@@ -12,31 +12,30 @@ import numpy as np
 import torch
 
 from psclap import distributed
-from psclap.config import TrainConfig
 from psclap.errors import CheckpointError
 from psclap.loader import Loader, Position, check_cache, check_share
+from psclap.loop_config import LoopConfig
 from psclap.shards.index import ShardIndex
 from psclap.training.checkpoint import Progress, TrainerState, load_checkpoint, save_checkpoint
-from psclap.training.data import build_stream, carried_tags, check_plans, check_tags, total_steps
 from psclap.training.finite import FiniteGuard
 from psclap.training.meter import Meter
+from psclap.training.plans import check_plans, total_steps
 from psclap.training.signals import NoSignals, Signals
 from psclap.training.spec import Training
-from psclap.training.step import Stepper, build_task
+from psclap.training.step import Stepper
 from psclap.training.store import CheckpointStore
 from psclap.training.tracker import Tracker
-from psclap.training.validation import Validation
 from psclap.training.watchdog import Watchdog
 
 
 def check_training(training: Training, index: ShardIndex, workers: int) -> None:
     """Raises PsclapError for data, batch size and workers that do not go together."""
-    config = training.train
-    check_share(config.global_batch_size, workers)
-    stream = build_stream(config, index, training.seed)
-    check_tags(config, carried_tags(index, stream))
-    Validation(index, config)
-    check_plans(config, stream)
+    recipe = training.recipe
+    stream = recipe.stream(index, training.seed)
+    check_share(stream, workers)
+    recipe.check(index, stream)
+    recipe.validation(index)
+    check_plans(recipe.train, stream)
     check_cache(stream)
     index.store.check_files()
 
@@ -71,10 +70,10 @@ class Trainer:
     ):
         self.training, self.config, self.index = training, training.train, index
         self.device, self.tracker, self.watchdog = device, tracker, watchdog
-        self.stream = build_stream(self.config, index, training.seed)
+        self.stream = training.recipe.stream(index, training.seed)
         self.total_steps = total_steps(self.config, self.stream)
-        self.validation = Validation(index, self.config)
-        self.task = build_task(training, index, carried_tags(index, self.stream)).to(device)
+        self.validation = training.recipe.validation(index)
+        self.task = training.recipe.task(index, self.stream, training.seed).to(device)
         self.stepper = Stepper(self.task, self.config, self.total_steps, training.seed)
         self.state = TrainerState(self.task, self.stepper.optimizer, self.stepper.average)
         self.hosts = distributed.HostGroup()
@@ -117,7 +116,7 @@ class Trainer:
             here, (position, batch) = position, meter.waiting(lambda: next(batches))
             taken = self.stepper.step(step, batch)
             done = step + 1
-            guard.add(done, here, taken.is_finite, taken.pairs_are_finite)
+            guard.add(done, here, taken.is_finite, taken.clips_are_finite)
             asked = [signals.leave(), signals.save()]
             leave, save, *counts = self.hosts.sum(np.array([*asked, *batch.counts], np.int64))
             meter.add(np.array(counts))
@@ -158,9 +157,10 @@ class Trainer:
             self.tracker.metrics(step, metrics)
         self.progress = _after(self.progress, self.config, step, position, metrics, skipped_steps)
         if distributed.rank() == 0:
-            score = metrics.get(self.config.best_metric)
+            score = self.config.score(metrics) if metrics else None
             with store.saving(step, score) as folder:
                 save_checkpoint(folder, self.state, self.progress)
+                self.tracker.secure()  # a run that goes on from here is not to lack what came before
             self.tracker.tags(store.tags())
 
     def validate(self) -> dict[str, float]:
@@ -168,7 +168,7 @@ class Trainer:
         average = self.stepper.average
         averaged = average.in_model() if average is not None else contextlib.nullcontext()
         with averaged:
-            metrics = self.validation.metrics(self.task.model, self.task.processor, self.watchdog.alive)
+            metrics = self.validation.metrics(self.task, self.watchdog.alive)
         # Rank 0's: machines differ in the last bits, and all ranks must end at the same step.
         return dict(zip(metrics, self.hosts.of_first([*metrics.values()]), strict=True))
 
@@ -177,7 +177,7 @@ class Trainer:
         return Loader(
             self.stream,
             self.task.collator(),
-            max_crop_s=self.config.max_crop_s,
+            max_crop_s=self.training.recipe.max_crop_s,
             loading=self.training.loading,
             position=self.progress.position,
             num_batches=self.total_steps - self.progress.step,
@@ -186,15 +186,13 @@ class Trainer:
 
     def meter(self) -> Meter:
         """A meter that starts now."""
-        config, tags = self.config, self.task.tag_names
-        step, rate_hz = self.progress.step, self.index.sample_rate_hz
-        return Meter(step, self.total_steps, config.global_batch_size, rate_hz, tags)
+        return Meter(self.progress.step, self.total_steps, self.index.sample_rate_hz, self.task.count_names)
 
     def params(self) -> dict[str, Any]:
         """What a run is known by: configuration, seed, sizes; sections within sections as dotted names."""
         return {
             **asdict(self.config),
-            "model": asdict(self.training.model),
+            **self.training.recipe.values(),
             "seed": self.training.seed,
             "total_steps": self.total_steps,
             "parameters": sum(parameter.numel() for parameter in self.task.model.parameters()),
@@ -209,7 +207,7 @@ class Trainer:
 
 def _after(
     before: Progress,
-    config: TrainConfig,
+    config: LoopConfig,
     step: int,
     position: Position,
     metrics: Mapping[str, float],
@@ -218,7 +216,7 @@ def _after(
     """The progress at a checkpoint, from that of the one before."""
     best, since_best = before.best, before.validations_since_best
     if metrics:
-        value = metrics[config.best_metric]
+        value = config.score(metrics)
         is_better = best is None or value > best
         best, since_best = (value, 0) if is_better else (best, since_best + 1)
     return Progress(step, position, before.identity, metrics, best, since_best, skipped_steps)

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from psclap.config import TrainConfig
 from psclap.errors import PsclapError
+from psclap.loop_config import LoopConfig
 
 
 def freeze(model: nn.Module, names: Sequence[str]) -> None:
@@ -30,7 +30,7 @@ def freeze(model: nn.Module, names: Sequence[str]) -> None:
         raise PsclapError(f"train.*.freeze: {list(names)} leaves nothing to train; leave a projection out")
 
 
-def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, config: LoopConfig) -> torch.optim.Optimizer:
     """Adam or AdamW over the parameters that train; norms, biases and the logit scale are not decayed."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
@@ -50,12 +50,14 @@ def _is_matrix(parameter: torch.Tensor) -> bool:
     return sum(size > 1 for size in parameter.shape) >= 2
 
 
-def learning_rate(step: int, total_steps: int, config: TrainConfig) -> float:
-    """The rate of step number `step`, counted from 0: linear warm-up, then constant or cosine to 0."""
+def learning_rate(step: int, total_steps: int, config: LoopConfig) -> float:
+    """The rate of step number `step`, counted from 0: linear warm-up, then as `schedule` says."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
     if config.schedule == "constant":
         return config.learning_rate
+    if config.schedule == "inverse_sqrt":  # (Vaswani et al. 2017, section 5.3), with its peak where ours is
+        return config.learning_rate * math.sqrt(config.warmup_steps / (step + 1))
     progress = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from tqdm import tqdm
 
+from psclap import log
 from psclap.parallel import in_background
 from psclap.training.journal import Journal, Record, Tail
 
@@ -38,13 +39,7 @@ def shown(journal: Journal) -> Iterator[None]:
 
 def _has_room() -> bool:
     """Whether a person looks at a terminal: some that nobody looks at say that they have no lines."""
-    return sys.stdout.isatty() and os.get_terminal_size(sys.stdout.fileno()).lines > 0
-
-
-def say(line: str) -> None:
-    """Prints a line, above the bar where there is one."""
-    with tqdm.external_write_mode(file=sys.stdout):
-        print(line, flush=True)
+    return not log.is_json() and sys.stdout.isatty() and os.get_terminal_size(sys.stdout.fileno()).lines > 0
 
 
 def _follow(tail: Tail, display: Display, done: threading.Event) -> None:
@@ -82,9 +77,10 @@ class Lines:
     def show(self, record: Record) -> None:
         if text := figures(record) or validation(record):
             of_total = f"/{self._total}" if self._total else ""
-            say("  ".join([f"[{self._name}] step {record['step']}{of_total}", text, *time_left(record)]))
-        if record["kind"] == "note":
-            say(f"[{self._name}] {record['text']}")
+            line = "  ".join([f"[{self._name}] step {record['step']}{of_total}", text, *time_left(record)])
+            where = {"name": self._name, "step": record["step"], "total_steps": self._total}
+            log.info(line, **{**record["values"], **where})
+        _show_note(self._name, record)
 
     def close(self) -> None:
         pass
@@ -105,9 +101,8 @@ class Bar:
 
     def show(self, record: Record) -> None:
         if text := validation(record):
-            say(f"[{self._name}] step {record['step']}  {text}")
-        if record["kind"] == "note":
-            say(f"[{self._name}] {record['text']}")
+            log.info(f"[{self._name}] step {record['step']}  {text}")
+        _show_note(self._name, record)
         if text := figures(record):
             self._figures.set_description_str(text)
             self._bar.set_postfix_str(*time_left(record))
@@ -115,6 +110,11 @@ class Bar:
     def close(self) -> None:
         self._bar.close()
         self._figures.close()
+
+
+def _show_note(name: str, record: Record) -> None:
+    if record["kind"] == "note":
+        log.info(f"[{name}] {record['text']}", name=name)
 
 
 def total_steps(record: Record) -> int | None:
@@ -173,7 +173,10 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
-_VALIDATION = ("MRR", "R@1", "R@10", "text_to_audio/R@1", "text_to_audio/R@10", "UAR")
+_VALIDATION = (
+    *("MRR", "R@1", "R@10", "text_to_audio/R@1", "text_to_audio/R@10", "UAR"),
+    *("text_to_mel/R@1", "mel_mae", "duration_mae", "mel_l1"),
+)
 
 _FIGURES: dict[str, Callable[[float], str]] = {
     "loss/total": lambda value: f"loss {value:.4f}",

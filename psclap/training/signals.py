@@ -30,16 +30,17 @@ class NoSignals:
 
 
 class UnixSignals(NoSignals):
-    """Within its `with` block SIGINT (Ctrl-C) and SIGTERM ask to leave; the second one raises KeyboardInterrupt.
+    """Within its `with` block SIGINT (Ctrl-C) and SIGTERM ask to leave; either one again raises KeyboardInterrupt.
 
-    For the main thread of a process.
+    One of each is one asking: a scheduler sends SIGTERM to every process, and a parent passes it on as SIGINT. For the
+    main thread of a process.
     """
 
     def __init__(self) -> None:
-        self._asked = False
+        self._asked: set[int] = set()
 
     def leave(self) -> bool:
-        return self._asked
+        return bool(self._asked)
 
     def __enter__(self) -> UnixSignals:
         self._before: dict[int, Any] = {
@@ -52,6 +53,6 @@ class UnixSignals(NoSignals):
             signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self._asked:
+        if number in self._asked:
             raise KeyboardInterrupt
-        self._asked = True
+        self._asked.add(number)

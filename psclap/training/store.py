@@ -19,9 +19,9 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from psclap import storage
-from psclap.config import CheckpointConfig
 from psclap.errors import CheckpointError, PsclapError
 from psclap.files import atomic_folder, sha256_file, sync_folder, write_json
+from psclap.loop_config import CheckpointConfig
 
 _MANIFEST = "manifest.json"
 

@@ -6,8 +6,8 @@ embedding dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,18 +21,9 @@ from psclap.losses.sigmoid import sigmoid_pairs
 from psclap.losses.tags import tag_bce
 from psclap.models.dual_encoder import ParaSpeechCLAPModel
 from psclap.models.processor import ParaSpeechCLAPProcessor
+from psclap.models.quiet import no_progress_bars
 from psclap.training.batch import Batch, ContrastiveCollator
-
-
-class Losses(NamedTuple):
-    """The losses of a global batch, equal on every rank, and nothing that waited for the device."""
-
-    total: torch.Tensor
-    """A scalar. Its gradient on one rank is exact in the mean over ranks, see `psclap.distributed`."""
-    report: dict[str, torch.Tensor]
-    """The parts of the total, detached scalars."""
-    is_finite: torch.Tensor
-    """(B,) bool: whether the embeddings of a clip and of its caption are; in the global batch's order."""
+from psclap.training.recipe import Losses
 
 
 class ContrastiveTask(nn.Module):
@@ -51,11 +42,26 @@ class ContrastiveTask(nn.Module):
     ):
         super().__init__()
         self.model, self.processor, self.config = model, processor, config
-        self.tag_names = tuple(tags)
+        self.count_names = tuple(tags)
 
     def collator(self) -> ContrastiveCollator:
-        """Makes this rank's batches; their counts are of `tag_names`, in that order."""
-        return ContrastiveCollator(self.processor, self.tag_names, with_prompts=self.config.tag_loss_weight > 0)
+        """Makes this rank's batches; their counts are of `count_names`, in that order."""
+        return ContrastiveCollator(self.processor, self.count_names, with_prompts=self.config.tag_loss_weight > 0)
+
+    def after_step(self) -> None:
+        """The logit scale stays in its bounds."""
+        self.model.clamp_logit_scale()
+
+    def values(self) -> dict[str, torch.Tensor]:
+        """The logit scale and, where there is one, the bias."""
+        bias = {} if self.model.logit_bias is None else {"logit_bias": self.model.logit_bias}
+        return {"logit_scale": self.model.logit_scale, **bias}
+
+    def save(self, folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
+        """Model and processor, as transformers loads them."""
+        with no_progress_bars():
+            self.model.save_pretrained(folder, state_dict=weights)
+            self.processor.save_pretrained(folder)
 
     def forward(self, batch: Batch) -> Losses:
         """The losses of the global batch that `batch` is this rank's share of.
@@ -67,7 +73,7 @@ class ContrastiveTask(nn.Module):
         caption_id_B, is_finite_B = self._of_all_ranks(batch, speech_bD, caption_bD)
         shares = [self._contrastive_share(speech_bD, caption_bD, caption_id_B)]
         if self.config.tag_loss_weight:
-            prompt_VD = distributed.join_shares(distributed.all_gather(prompt_PD), len(self.tag_names))
+            prompt_VD = distributed.join_shares(distributed.all_gather(prompt_PD), len(self.count_names))
             shares += tag_bce(speech_bD, prompt_VD, batch.tags)
 
         contrastive, *tag_sum_and_count = distributed.sum_of_shares(torch.stack(shares)).unbind()

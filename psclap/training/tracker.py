@@ -24,6 +24,9 @@ class Tracker(Protocol):
     def note(self, text: str) -> None:
         """A sentence for whoever watches."""
 
+    def secure(self) -> None:
+        """Returns when all of this is wherever the checkpoint that is written now will be found."""
+
 
 class NullTracker:
     """Takes everything, keeps nothing."""
@@ -38,4 +41,7 @@ class NullTracker:
         pass
 
     def note(self, text: str) -> None:
+        pass
+
+    def secure(self) -> None:
         pass

@@ -1,0 +1,98 @@
+"""One worker of a training: a process of Ray's on any node, which sees its own disk and no other."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines.keeper import Keeper, KeptTracker, new_hang_report
+from pipelines.stopping import RaySignals
+from pipelines.system_metrics import system_metrics
+from psclap.errors import PsclapError
+from psclap.storage import is_remote
+from psclap.training.journal import Journal, RunName
+from psclap.training.loop import train
+from psclap.training.spec import Training
+from psclap.training.store import CheckpointStore
+from psclap.training.tracker import NullTracker, Tracker
+
+
+@dataclass(frozen=True)
+class Worker:
+    """What a worker needs; it is sent to each. `journal` lies with the driver, `run` is what it is named by."""
+
+    training: Training
+    store: CheckpointStore
+    journal: Journal
+    run: RunName
+    keeper: Keeper
+    threads: int | None
+
+    @property
+    def name(self) -> str:
+        """The run's, and no other's on this machine."""
+        return self.journal.folder.parent.name
+
+
+def work(config: Mapping[str, Worker]) -> None:
+    """One worker; runs in a process of Ray's."""
+    import ray.train
+    import torch
+
+    worker = config["worker"]
+    if worker.keeper.failure() is not None:  # Ray starts workers anew whatever they failed of; this needs a user first
+        return
+    if worker.threads:
+        torch.set_num_threads(worker.threads)
+    context = ray.train.get_context()
+    if context.get_local_rank() == 0:
+        worker.keeper.report_hangs(worker.name)
+    try:
+        check_sees(worker)
+        _train(worker, context.get_world_rank())
+    except PsclapError as error:
+        worker.keeper.fail(str(error))
+        raise
+
+
+def _train(worker: Worker, rank: int) -> None:
+    import ray.train.torch
+
+    with contextlib.ExitStack() as stack:
+        tracker: Tracker = NullTracker()
+        if rank == 0:
+            tracker = kept = KeptTracker(worker.keeper)
+            stack.enter_context(system_metrics(kept.system))
+        train(
+            worker.training,
+            tracker,
+            worker.store,
+            device=ray.train.torch.get_device(),
+            signals=RaySignals(worker.keeper.flag),
+            hang_report=new_hang_report(worker.name, rank),
+        )
+
+
+def check_sees(worker: Worker) -> None:
+    """Raises PsclapError where folders are to be shared that this node does not see; of URLs their users tell."""
+    shares = is_remote(worker.store.location) or _holds(worker.journal, worker.run)
+    if not shares:
+        raise PsclapError(
+            f"the node {platform.node()} does not see {worker.journal.folder.parent}, where the driver has the "
+            "checkpoints; set resources.checkpoints.url to a URL that all nodes reach, or run it in a folder that they "
+            "share"
+        )
+    if not is_remote(worker.training.shards) and not Path(worker.training.shards).is_dir():
+        raise PsclapError(
+            f"the node {platform.node()} does not see the shards in {worker.training.shards}; set shard.url to a URL "
+            "that all nodes reach, or put them into a folder that they share"
+        )
+
+
+def _holds(journal: Journal, run: RunName) -> bool:
+    with contextlib.suppress(PsclapError):
+        return journal.run == run
+    return False

@@ -1,0 +1,1 @@
+"""The report of a run as one HTML page to look at and listen to."""

@@ -1,0 +1,1 @@
+"""What is going on: runs, models, data, decisions and drift, in one screen."""

@@ -1,0 +1,1 @@
+"""What is said of a written text: words, then phonemes."""

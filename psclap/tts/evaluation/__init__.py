@@ -1,0 +1,1 @@
+"""How good synthesised speech is, without listeners."""

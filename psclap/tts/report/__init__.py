@@ -1,0 +1,1 @@
+"""Synthesised speech to look at and listen to: one HTML page."""
