@@ -5,7 +5,9 @@ import multiprocessing
 import os
 import random
 import signal
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
@@ -116,6 +118,28 @@ def test_what_a_killed_process_left_is_evicted(files, tmp_path):
     read(FileCache(tmp_path, 1000), files[1])
     assert held(tmp_path) == {files[1].sha256}
     read(FileCache(tmp_path, 1000), files[0])
+
+
+def test_a_file_is_not_evicted_from_under_who_just_opened_it(files, tmp_path, monkeypatch):
+    """What a killed process left is fetched anew by one while another evicts it: both get their bytes."""
+    cache, evicting, unlink = FileCache(tmp_path, 1000), threading.Event(), Path.unlink
+    left = tmp_path / f"{files[0].sha256}.partial"
+    left.write_bytes(bytes(900))
+
+    def slow_unlink(path: Path, missing_ok: bool = False) -> None:
+        if path == left and not evicting.is_set():
+            evicting.set()
+            time.sleep(0.5)  # the other opens it now
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", slow_unlink)
+    with ThreadPoolExecutor(2) as threads:
+        one = threads.submit(read, cache, files[1])
+        assert evicting.wait(30)
+        other = threads.submit(read, cache, files[0])
+        for number, data in enumerate([other.result(30), one.result(30)]):
+            assert hashlib.sha256(data).hexdigest() == files[number].sha256
+    assert held(tmp_path) == {files[0].sha256}
 
 
 def test_errors_are_sentences_and_leave_nothing(files, s3_server, tmp_path):

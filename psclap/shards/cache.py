@@ -118,8 +118,7 @@ class FileCache:
                 files = self._files()
                 total = sum(size for _, size, _ in files) + num_bytes
                 for path, size, _ in sorted(files, key=lambda entry: entry[2]):
-                    if total > self.max_bytes and not _is_locked(path):
-                        path.unlink()
+                    if total > self.max_bytes and _removed(path):
                         total -= size
                 if total <= self.max_bytes:
                     os.truncate(stream.fileno(), num_bytes)
@@ -147,14 +146,19 @@ def _is_still(path: Path, stream: BinaryIO) -> bool:
         return False
 
 
-def _is_locked(path: Path) -> bool:
-    """Whether a process is writing the file, or has just given it up; one that was killed has lost its lock."""
+def _removed(path: Path) -> bool:
+    """Removes a file that no process writes, and says whether. One that was killed has lost its lock.
+
+    The lock is held until the file is gone: a process that opened it in the meantime then sees that it is, and begins
+    anew, where it would otherwise write a file without a name.
+    """
     try:
         with path.open("rb") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, FileNotFoundError):
-        return True
-    return False
+            path.unlink()
+    except (BlockingIOError, FileNotFoundError):  # it is being written, or was just given up
+        return False
+    return True
 
 
 def _download(file: RemoteFile, out: BinaryIO) -> None:
