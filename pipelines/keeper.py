@@ -82,7 +82,7 @@ class KeptTracker:
         self._keeper.call("track", "note", text)
 
     def secure(self) -> None:
-        self._keeper.call("secure")
+        self._keeper.call("track", "secure")
 
     def system(self, metrics: Mapping[str, float]) -> None:
         """A sample of how the machine of this process does."""
@@ -94,16 +94,12 @@ class _Actor(Flag):
 
     def __init__(self, journal: Journal, copy: JournalCopy | None, hangs: Path, hang_timeout_s: float | None):
         super().__init__()
-        self._tracker, self._copy = JournalTracker(journal), copy
+        self._tracker = JournalTracker(journal, copy.update if copy else None)
         self._hangs, self._hang_timeout_s = hangs, hang_timeout_s
         self._failure: str | None = None
 
     def track(self, method: str, *arguments: Any) -> None:
         getattr(self._tracker, method)(*arguments)
-
-    def secure(self) -> None:
-        if self._copy:
-            self._copy.update()
 
     def fail(self, sentence: str) -> None:
         self._failure = self._failure or sentence

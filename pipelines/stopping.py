@@ -1,16 +1,37 @@
-"""Stopping a training on Ray with nothing lost: Ctrl-C, SIGTERM, or a node that is about to be taken away."""
+"""Stopping a training with nothing lost: Ctrl-C, SIGTERM, or a node of Ray's that is about to be taken away."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
-from psclap.training.signals import UnixSignals
+from psclap.training.signals import NoSignals, UnixSignals
 
 ASK_EVERY = 10
 """Steps."""
+
+
+class Raisable(Protocol):
+    """What the driver raises to ask for the end."""
+
+    def raise_(self) -> None:
+        """Raises it."""
+
+
+class OwnFlag(NoSignals):
+    """A flag, and the signals of a training that goes on in the driver's own process."""
+
+    def __init__(self) -> None:
+        self._raised = threading.Event()
+
+    def raise_(self) -> None:
+        self._raised.set()
+
+    def leave(self) -> bool:
+        """Whether the driver asked to leave."""
+        return self._raised.is_set()
 
 
 class StopFlag:
@@ -77,7 +98,7 @@ class RaySignals:
         return self._deadline_ms not in (None, before)
 
 
-def run_until_stopped(work: Callable[[], Any], flag: StopFlag, say: Callable[[str], Any]) -> tuple[Any, bool]:
+def run_until_stopped(work: Callable[[], Any], flag: Raisable, say: Callable[[str], Any]) -> tuple[Any, bool]:
     """(the result of `work`, whether a signal asked to stop before it was done).
 
     The first Ctrl-C or SIGTERM raises the flag, upon which `work` is to end by itself; the second raises

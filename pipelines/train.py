@@ -1,11 +1,13 @@
-"""Ray Train around `psclap.training`: the same code on one laptop and on many GPU nodes."""
+"""A training as a run: on Ray Train, one laptop or many GPU nodes with the same code, or in this very process."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +15,8 @@ from typing import TYPE_CHECKING
 from pipelines.cluster import num_cpus, num_gpus, ray_session
 from pipelines.keeper import Keeper
 from pipelines.sender import reported
-from pipelines.stopping import run_until_stopped
+from pipelines.stopping import OwnFlag, run_until_stopped
+from pipelines.system_metrics import system_metrics
 from pipelines.tracking import TrackingStore
 from pipelines.worker import Worker, work
 from psclap import log
@@ -25,7 +28,7 @@ from psclap.storage import join
 from psclap.training.checkpoint import Progress, read_progress
 from psclap.training.journal import Journal, JournalTracker
 from psclap.training.journal_copy import JournalCopy
-from psclap.training.loop import check_training
+from psclap.training.loop import check_training, train
 from psclap.training.spec import Training
 from psclap.training.store import CheckpointStore
 
@@ -69,17 +72,21 @@ def train_variant(run: Run, model_folder: Path) -> Trained:
     index = run.training.open_index()
     identity = _identity(run.training, index)
     # A stage lives on when only the `dvc` that started it is killed; two must not write to one journal.
-    with alone(run.storage / f"{run.name}.lock"), ray_session():
-        workers = _num_workers(run.resources)
-        check_training(run.training, index, workers)
+    on_ray = _is_for_ray(run.resources)
+    with alone(run.storage / f"{run.name}.lock"), ray_session() if on_ray else nullcontext():
+        workers = _num_workers(run.resources) if on_ray else 0
+        check_training(run.training, index, max(1, workers))
         folder = run.storage.absolute() / f"{run.name}-{identity[:12]}"
         clear_finished(run, folder)
         copy = _copy(run, folder)
         if copy:
             copy.restore()
         journal = Journal.start(folder / _JOURNAL_NAME, run.experiment, run.name)
-        with reported(journal, run.store, {**run.tags, "workers": str(workers)}, copy):
-            _fit(run, folder, journal, workers)
+        with reported(journal, run.store, {**run.tags, "workers": str(max(1, workers))}, copy):
+            if workers:
+                _fit(run, folder, journal, workers)
+            else:
+                _fit_here(run, folder, journal)
             progress = _export_best(_store(run, folder), model_folder)
             uri = model_folder.absolute().as_uri()
             JournalTracker(journal).tags({"checkpoint.best": uri})
@@ -122,7 +129,15 @@ def _identity(training: Training, index: ShardIndex) -> str:
     return hashlib.sha256(f"{identity} {library_sha256()}".encode()).hexdigest()
 
 
+def _is_for_ray(resources: ResourcesConfig) -> bool:
+    """Whether there is, or may be, more than this process to train with."""
+    import torch
+
+    return bool(resources.cpu_workers or os.environ.get("RAY_ADDRESS") or torch.cuda.is_available())
+
+
 def _num_workers(resources: ResourcesConfig) -> int:
+    """The workers that Ray is to start; 0: this process trains."""
     gpus = num_gpus()
     if not gpus:
         needed, cpus = resources.cpu_workers * resources.threads_per_cpu_worker, num_cpus()
@@ -140,8 +155,25 @@ def _num_workers(resources: ResourcesConfig) -> int:
     return resources.gpu_workers or gpus
 
 
+def _fit_here(run: Run, folder: Path, journal: Journal) -> None:
+    """Trains to the end in this process. Raises KeyboardInterrupt as `_fit`."""
+    import torch
+
+    copy, flag = _copy(run, folder), OwnFlag()
+    tracker = JournalTracker(journal, copy.update if copy else None)
+
+    def work() -> None:
+        torch.set_num_threads(run.resources.threads_per_cpu_worker)
+        with system_metrics(tracker.system):
+            train(run.training, tracker, _store(run, folder), signals=flag)
+
+    _, stopped = run_until_stopped(work, flag, log.info)
+    if stopped:
+        raise KeyboardInterrupt
+
+
 def _fit(run: Run, folder: Path, journal: Journal, workers: int) -> None:
-    """Trains to the end. Raises KeyboardInterrupt where a signal ended it before, with a checkpoint written."""
+    """Trains to the end on Ray. Raises KeyboardInterrupt where a signal ended it before, with a checkpoint written."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
     from ray.train.torch import TorchConfig
 
@@ -150,9 +182,11 @@ def _fit(run: Run, folder: Path, journal: Journal, workers: int) -> None:
     use_gpu = num_gpus() > 0
     threads = None if use_gpu else run.resources.threads_per_cpu_worker
     keeper = Keeper(journal, _copy(run, folder), folder / "hangs", run.training.hang_timeout_s)
+    reads = [Path(name).absolute() for name in run.training.recipe.reads() if Path(name).is_dir()]
+    worker = Worker(run.training, _store(run, folder), journal, journal.run, keeper, threads, reads)
     trainer = Trainer(
         work,
-        train_loop_config={"worker": Worker(run.training, _store(run, folder), journal, journal.run, keeper, threads)},
+        train_loop_config={"worker": worker},
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=workers,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,10 @@ from psclap.training.tracker import NullTracker, Tracker
 
 @dataclass(frozen=True)
 class Worker:
-    """What a worker needs; it is sent to each. `journal` lies with the driver, `run` is what it is named by."""
+    """What a worker needs; it is sent to each. `journal` lies with the driver, `run` is what it is named by.
+
+    `folders` are those that the training reads, as the driver sees them.
+    """
 
     training: Training
     store: CheckpointStore
@@ -30,6 +33,7 @@ class Worker:
     run: RunName
     keeper: Keeper
     threads: int | None
+    folders: Sequence[Path]
 
     @property
     def name(self) -> str:
@@ -90,6 +94,12 @@ def check_sees(worker: Worker) -> None:
             f"the node {platform.node()} does not see the shards in {worker.training.shards}; set shard.url to a URL "
             "that all nodes reach, or put them into a folder that they share"
         )
+    for folder in worker.folders:
+        if not folder.is_dir():
+            raise PsclapError(
+                f"the node {platform.node()} does not see {folder}, which the training reads; put it into a folder "
+                "that all nodes share"
+            )
 
 
 def _holds(journal: Journal, run: RunName) -> bool:

@@ -174,11 +174,14 @@ class CheckpointConfig:
 class ResourcesConfig:
     """Where there are GPUs, one worker each (`gpu_workers` null: all of them); else `cpu_workers`.
 
+    With 0 `cpu_workers` the process that was started trains, without Ray: for models so small that their training is
+    shorter than the start of workers. Nothing then starts it anew, but running it again goes on all the same.
+
     A worker that makes no progress for `hang_timeout_s` is ended and the training goes on from its last checkpoint, as
     after a worker's death; `max_failures` times in all.
     """
 
-    cpu_workers: int = field(metadata=at_least(1))
+    cpu_workers: int = field(metadata=at_least(0))
     threads_per_cpu_worker: int = field(metadata=at_least(1))
     gpu_workers: int | None = field(metadata=at_least(1))
     loading: LoadingConfig

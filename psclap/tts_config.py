@@ -128,7 +128,8 @@ class SayConfig:
 class VoiceConfig:
     """A voice: a corpus, its shards, and the Speech-Clip and Clip-TTS that are trained on it.
 
-    `mel` is the spectrogram's definition (`psclap.tts.mel.MelConfig`), whose sample rate the shards have.
+    `mel` is the spectrogram's definition (`psclap.tts.mel.MelConfig`), whose sample rate the shards have. Both
+    trainings have `cpu_workers` in place of those of `resources`, where that is not null.
     """
 
     corpus: CorpusConfig
@@ -139,6 +140,7 @@ class VoiceConfig:
     clip_tts: SpeechTrainConfig
     evaluate: SpeechEvaluateConfig
     say: SayConfig
+    cpu_workers: int | None = field(default=None, metadata=at_least(0))
 
     def __post_init__(self) -> None:
         if not self.shard.phonemes:

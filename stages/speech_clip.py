@@ -1,5 +1,7 @@
 """A voice's shards -> its Speech-Clip: tts/VOICE/speech_clip (model, training)."""
 
+from dataclasses import replace
+
 from psclap.config import Params
 from psclap.tts.mel import check_mel
 from psclap.tts.recipe import SpeechRecipe
@@ -21,6 +23,8 @@ def train_voice(params: Params, voice: str, objective: Objective) -> None:
     start = None if loop.start_from is None else str((folder / loop.start_from / "model").absolute())
     out = folder / objective
     recipe = SpeechRecipe(config.model, mel, loop, start)
+    if config.cpu_workers is not None:
+        params = replace(params, resources=replace(params.resources, cpu_workers=config.cpu_workers))
     train(params, f"{objective}-{voice}", recipe, folder / "shards", out / "model", out / "training")
 
 

@@ -40,7 +40,7 @@ BAD_VALUES = [
     ("train.combined.max_grad_norm", 0.0, "must be greater than 0"),
     ("train.combined.weight_decay", False, "must be a number"),
     ("train.combined.global_batch_size", 1, "must be at least 2"),
-    ("resources.cpu_workers", 0, "must be at least 1"),
+    ("resources.cpu_workers", -1, "must be at least 0"),
     ("resources.gpu_workers", "all", "must be a whole number"),
     ("evaluate.split", "dev", "must be one of train, val, test"),
     ("evaluate.attributes", [], "must name at least one"),

@@ -46,7 +46,7 @@ def small_run(shards: Path, folder: Path, **resources: Any) -> Run:
     return Run(
         name="small",
         training=replace(mini(mapping, shards, **changes), hang_timeout_s=120.0),
-        resources=replace(parse_params(mapping).resources, cpu_workers=2, max_failures=3, **resources),
+        resources=replace(parse_params(mapping).resources, **{"cpu_workers": 2, "max_failures": 3, **resources}),
         storage=folder / "runs",
         store=TrackingStore(f"sqlite:///{folder}/mlflow.db", (folder / "artifacts").as_uri()),
         experiment="disturbed",
@@ -188,16 +188,22 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from pipelines.train import train_variant
 train_variant(pickle.loads(Path(sys.argv[2]).read_bytes()), Path(sys.argv[3]))
+print("with Ray" if "ray" in sys.modules else "without Ray")
 """
+
+
+def driver(run: Run, folder: Path) -> list[str]:
+    """The command that trains it, as a process of its own, and leaves the model in `folder`/model."""
+    (folder / "run.pickle").write_bytes(pickle.dumps(run))
+    tests = Path(__file__).parent
+    return [sys.executable, "-c", _DRIVER, *map(str, (tests, folder / "run.pickle", folder / "model"))]
 
 
 def test_a_run_whose_driver_is_killed_goes_on_when_it_is_started_again(
     run: Run, tmp_path: Path, expected: dict[str, Any]
 ) -> None:
     """One that is asked to end is in test_pipeline."""
-    (tmp_path / "run.pickle").write_bytes(pickle.dumps(run))
-    command = [sys.executable, "-c", _DRIVER, *map(str, (Path(__file__).parent, tmp_path / "run.pickle"))]
-    command.append(str(tmp_path / "model"))
+    command = driver(run, tmp_path)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     thread = after_step(run, 10, process.kill)
     process.communicate(timeout=240)
@@ -210,15 +216,16 @@ def test_a_run_whose_driver_is_killed_goes_on_when_it_is_started_again(
     assert losses(run) == expected["losses"]
 
 
-@pytest.mark.parametrize("what", ["checkpoints", "shards"])
+@pytest.mark.parametrize("what", ["checkpoints", "shards", "start"])
 def test_a_node_that_does_not_see_a_folder_names_it(run: Run, tmp_path: Path, what: str) -> None:
     journal = Journal.start(tmp_path / "small-0" / "journal", "disturbed", "small")
     other = Journal.start(tmp_path / "other" / "journal", "disturbed", "small")
     training = replace(run.training, shards=tmp_path / "absent") if what == "shards" else run.training
-    worker = Worker(training, CheckpointStore(tmp_path), journal, journal.run, None, None)  # type: ignore[arg-type]
+    reads = [tmp_path, tmp_path / "start"]
+    worker = Worker(training, CheckpointStore(tmp_path), journal, journal.run, None, None, reads)  # type: ignore[arg-type]
     if what == "checkpoints":
         worker = replace(worker, run=other.run)  # of that name there is a folder here, but another one
-    with pytest.raises(PsclapError, match=rf"the node .* does not see .*{what}.* set .*url to a URL that all nodes"):
+    with pytest.raises(PsclapError, match=rf"the node .* does not see .*{what}.* all nodes"):
         check_sees(worker)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -34,6 +34,10 @@ class DualEncoderRecipe:
     def values(self) -> Mapping[str, Any]:
         """The model's configuration."""
         return {"model": asdict(self.model)}
+
+    def reads(self) -> Sequence[str]:
+        """The pretrained encoders."""
+        return [encoder.pretrained for encoder in (self.model.speech, self.model.text) if encoder.pretrained]
 
     def stream(self, index: ShardIndex, seed: int) -> Stream:
         """Clips with captions of the variant's sets."""

@@ -18,7 +18,7 @@ import math
 import os
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -132,11 +132,12 @@ class JournalTracker:
     """A Tracker that writes to a journal, and what is there already it does not write again.
 
     A training that was killed goes on from its last checkpoint and does the steps after it once more, with the
-    same results: of each step's metrics, as of parameters, the journal keeps the first value.
+    same results: of each step's metrics, as of parameters, the journal keeps the first value. `copy` brings a copy
+    that is kept elsewhere up to date.
     """
 
-    def __init__(self, journal: Journal):
-        self._journal = journal
+    def __init__(self, journal: Journal, copy: Callable[[], Any] | None = None):
+        self._journal, self._copy = journal, copy
         self._params: set[str] = set()
         self._tags: dict[str, str] = {}
         self._steps: dict[int, frozenset[str]] = {}
@@ -166,7 +167,9 @@ class JournalTracker:
         self._write({"kind": "note", "text": redacted(text), "time_ms": _now_ms()})
 
     def secure(self) -> None:
-        """Nothing is left to do: each line is on the disk."""
+        """Each line is on the disk; here it is in the copy too, where there is one."""
+        if self._copy:
+            self._copy()
 
     def status(self, status: Status) -> None:
         """How the run stands from now on."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -76,6 +76,10 @@ class Recipe(Protocol):
 
     def values(self) -> Mapping[str, Any]:
         """Besides `train`, all of the configuration that a result depends on, by section."""
+        ...
+
+    def reads(self) -> Sequence[str]:
+        """What each worker reads besides the shards: folders, or models by name (`psclap.models.fetch`)."""
         ...
 
     def stream(self, index: ShardIndex, seed: int) -> Stream:

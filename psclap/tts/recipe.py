@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
@@ -50,6 +50,10 @@ class SpeechRecipe:
         """The model's sizes, the mel's definition, and the weights it starts from."""
         start = {} if self.start is None else {"start_sha256": weights_sha256(fetch(self.start))}
         return {"model": asdict(self.model), "mel": self.mel.to_dict(), **start}
+
+    def reads(self) -> Sequence[str]:
+        """The model that it starts from."""
+        return [self.start] if self.start is not None else []
 
     def clips(self, index: ShardIndex, split: Split) -> Chosen:
         """The clips of a split that have a transcript, are short enough, and long enough for what they say.

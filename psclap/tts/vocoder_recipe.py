@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,10 @@ class VocoderRecipe:
     def values(self) -> Mapping[str, Any]:
         """The vocoder's configuration."""
         return {"vocoder": asdict(self.vocoder)}
+
+    def reads(self) -> Sequence[str]:
+        """The vocoder that it starts from, and the mels that it is tuned to."""
+        return [name for name in (self.vocoder.start_from, self.train.predicted_mels) if name is not None]
 
     def stream(self, index: ShardIndex, seed: int) -> Stream:
         """The clips of train, of which there are mels. Raises PsclapError where there are none."""
