@@ -49,6 +49,13 @@ def ray_session() -> Iterator[None]:
             ray.shutdown()
 
 
+def has_cluster() -> bool:
+    """Whether Ray is there, or RAY_ADDRESS says where: `ray_session` then has nothing to start."""
+    if os.environ.get("RAY_ADDRESS"):
+        return True
+    return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
+
+
 def _connect(address: str | None) -> None:
     import ray
 

@@ -1,4 +1,4 @@
-"""Shards built on Ray: a laptop's cores or a cluster, into a folder or any URL that fsspec knows."""
+"""Shards built on Ray, a laptop's cores or a cluster, into a folder or any URL that fsspec knows; few without Ray."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ import errno
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from pipelines.cluster import ray_map, ray_session
+from pipelines.cluster import has_cluster, ray_map, ray_session
 from psclap import log, storage
 from psclap.data_config import ShardConfig
+from psclap.errors import PsclapError
 from psclap.files import alone, atomic_folder, check_folder_writable, write_json
+from psclap.parallel import process_map
 from psclap.shards import REJECTS_NAME, SUMMARY_NAME
 from psclap.shards.unit import Unit
 from psclap.shards.writer import ShardJob, fingerprint_of, split_into_units, write_shards
@@ -24,6 +27,8 @@ from psclap.soundness.findings import Report
 from psclap.soundness.integrity import open_data_set
 
 _SECONDS_BETWEEN_LINES = 10.0
+_FEW_CLIPS = 3000
+"""So many are sharded by processes of this machine before Ray has started its own."""
 
 
 @dataclass(frozen=True)
@@ -79,13 +84,27 @@ def _build_remote(job: ShardJob, parent: str, output: Path) -> Built:
 
 
 def _build(job: ShardJob, card_folder: Path) -> Built:
-    with ray_session():
-        summary = write_shards(job, run=_with_progress)
+    few = job.utterances.num_rows <= _FEW_CLIPS and not storage.is_remote(job.destination)
+    if few and not has_cluster():
+        summary = write_shards(job, run=_here)
+    else:
+        with ray_session():
+            summary = write_shards(job, run=_on_ray)
     index = open_data_set(job.destination).table
     return Built(summary, write_card(card_folder, index, summary))
 
 
-def _with_progress(write: Callable[[Unit], None], units: Sequence[Unit]) -> Iterator[None]:
+def _here(write: Callable[[Unit], None], units: Sequence[Unit]) -> Iterator[None]:
+    try:
+        yield from process_map(write, units)
+    except BrokenProcessPool as error:
+        raise PsclapError(
+            "a process that wrote shards was killed; memory that runs out is the usual reason. Run it again, and it "
+            "goes on from there"
+        ) from error
+
+
+def _on_ray(write: Callable[[Unit], None], units: Sequence[Unit]) -> Iterator[None]:
     total = sum(unit.utterances.num_rows for unit in units)
     return _counting(ray_map(write, units), len(units), total)
 

@@ -6,14 +6,12 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, suppress
 from functools import partial
-
-from mlflow.system_metrics.metrics.base_metrics_monitor import BaseMetricsMonitor
-from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
-from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
-from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
-from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
+from typing import TYPE_CHECKING
 
 from psclap.parallel import in_background
+
+if TYPE_CHECKING:
+    from mlflow.system_metrics.metrics.base_metrics_monitor import BaseMetricsMonitor
 
 PERIOD_S = 10.0
 """How often a sample is taken."""
@@ -33,6 +31,12 @@ def _watch(keep: Callable[[Mapping[str, float]], None], done: threading.Event) -
 
 
 def _monitors() -> list[BaseMetricsMonitor]:
+    # MLflow takes seconds to import: in the thread that samples, beside the first steps.
+    from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
+    from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
+    from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
+    from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
+
     monitors = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
     with suppress(ImportError, RuntimeError):  # no nvidia-ml-py, or no NVIDIA GPU
         monitors.append(GPUMonitor())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -186,7 +187,7 @@ def _fit(run: Run, folder: Path, journal: Journal, workers: int) -> None:
     worker = Worker(run.training, _store(run, folder), journal, journal.run, keeper, threads, reads)
     trainer = Trainer(
         work,
-        train_loop_config={"worker": worker},
+        train_loop_config={"worker": pickle.dumps(worker)},
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=workers,

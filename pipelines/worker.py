@@ -1,12 +1,18 @@
-"""One worker of a training: a process of Ray's on any node, which sees its own disk and no other."""
+"""One worker of a training: a process of Ray's on any node, which sees its own disk and no other.
+
+Ray's controller of a training imports this module, too, before it starts the workers: what takes seconds to import is
+imported where only they come.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import pickle
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipelines.keeper import Keeper, KeptTracker, new_hang_report
 from pipelines.stopping import RaySignals
@@ -14,10 +20,11 @@ from pipelines.system_metrics import system_metrics
 from psclap.errors import PsclapError
 from psclap.storage import is_remote
 from psclap.training.journal import Journal, RunName
-from psclap.training.loop import train
-from psclap.training.spec import Training
 from psclap.training.store import CheckpointStore
 from psclap.training.tracker import NullTracker, Tracker
+
+if TYPE_CHECKING:
+    from psclap.training.spec import Training
 
 
 @dataclass(frozen=True)
@@ -41,12 +48,12 @@ class Worker:
         return self.journal.folder.parent.name
 
 
-def work(config: Mapping[str, Worker]) -> None:
-    """One worker; runs in a process of Ray's."""
+def work(config: Mapping[str, bytes]) -> None:
+    """One worker; runs in a process of Ray's. `config` holds a pickled Worker."""
     import ray.train
     import torch
 
-    worker = config["worker"]
+    worker: Worker = pickle.loads(config["worker"])
     if worker.keeper.failure() is not None:  # Ray starts workers anew whatever they failed of; this needs a user first
         return
     if worker.threads:
@@ -64,6 +71,8 @@ def work(config: Mapping[str, Worker]) -> None:
 
 def _train(worker: Worker, rank: int) -> None:
     import ray.train.torch
+
+    from psclap.training.loop import train
 
     with contextlib.ExitStack() as stack:
         tracker: Tracker = NullTracker()

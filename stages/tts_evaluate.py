@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import torch
+
 from psclap import log
 from psclap.config import Params
 from psclap.corpora import build_corpus
@@ -25,6 +27,8 @@ from stages._main import run_stage, voices
 
 
 def main(params: Params, voice: str) -> None:
+    # Operations on a clip are small: a second thread costs more than it brings.
+    torch.set_num_threads(params.resources.threads_per_cpu_worker)
     config, folder = params.voices[voice].evaluate, TTS / voice
     index = ShardIndex(folder / "shards")
     device = device_of()

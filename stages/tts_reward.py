@@ -19,6 +19,8 @@ def main(params: Params, voice: str) -> None:
 def _choose(params: Params, voice: str, out: Path) -> dict[str, Any]:
     """Writes what best-of-N brings to `out`; returns its headline."""
     # Seconds to import, and a voice without prompts needs none of it.
+    import torch
+
     from psclap.corpora import build_corpus
     from psclap.corpora.demo_tts import DemoTts
     from psclap.embedding import Embedder
@@ -28,6 +30,7 @@ def _choose(params: Params, voice: str, out: Path) -> dict[str, Any]:
     from psclap.tts.demonstration import demonstrate
     from psclap.tts.say import TextToSpeech
 
+    torch.set_num_threads(params.resources.threads_per_cpu_worker)  # as in tts_evaluate
     config = params.voices[voice]
     corpus, reward = build_corpus(config.corpus.name, config.corpus.options), MODELS / config.say.reward
     assert isinstance(corpus, DemoTts)  # VoiceConfig has no prompts for others

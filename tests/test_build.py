@@ -1,4 +1,4 @@
-"""Shards built for real: on Ray, killed at any moment, on an S3 server, and of real speech."""
+"""Shards built for real: on Ray and without, killed at any moment, on an S3 server, and of real speech."""
 
 import csv
 import hashlib
@@ -22,6 +22,7 @@ from pathlib import Path
 
 import fsspec
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -203,19 +204,25 @@ def processes_of(mark: str) -> list[int]:
     return found
 
 
-def build_and_kill(source: Source, place: Place, config: ShardConfig, at: Callable[[], bool]) -> None:
-    """Starts a build in a process of its own, and kills its group as soon as `at()`."""
+def start_build(source: Source, place: Place, config: ShardConfig, mark: str) -> subprocess.Popen:
+    """Starts a build in a process of its own, which has `mark` in its environment and tells `place`/log."""
     place.folder.mkdir(exist_ok=True)
-    table, log, mark = place.folder / "utterances.parquet", place.folder / "log", f"PSCLAP_TEST_BUILD={uuid.uuid4()}"
+    table = place.folder / "utterances.parquet"
     pq.write_table(source.utterances, table)
     arguments = [table, source.folder, json.dumps(asdict(config)), place.output, place.work]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **dict([mark.split("=")])}
-    with log.open("w") as stream:
+    with (place.folder / "log").open("w") as stream:
         command = [sys.executable, "-c", SCRIPT, *map(str, arguments)]
-        build = subprocess.Popen(command, env=environment, stdout=stream, stderr=stream, start_new_session=True)
+        return subprocess.Popen(command, env=environment, stdout=stream, stderr=stream, start_new_session=True)
+
+
+def build_and_kill(source: Source, place: Place, config: ShardConfig, at: Callable[[], bool]) -> None:
+    """Starts a build, and kills its group as soon as `at()`."""
+    mark = f"PSCLAP_TEST_BUILD={uuid.uuid4()}"
+    build = start_build(source, place, config, mark)
     try:
         wait_until(lambda: build.poll() is not None or at(), 0.005 if config.url is None else 0.1)
-        assert build.poll() is None, log.read_text()
+        assert build.poll() is None, (place.folder / "log").read_text()
         os.killpg(build.pid, signal.SIGKILL)
         build.wait()
         wait_until(lambda: not processes_of(mark), 0.1)
@@ -281,6 +288,16 @@ def test_a_build_killed_at_any_moment_goes_on_from_there(corpus, place, undistur
     (place.folder / "utterances.parquet").unlink()
     done = check_whole_and_go_on(corpus, place, undisturbed)
     assert done >= {"first write": 0, "first receipt": 1, "last receipt": UNITS}[moment]
+
+
+def test_without_ray_a_process_that_is_killed_ends_the_build_with_a_sentence(corpus, place, undisturbed):
+    build = start_build(corpus, place, CONFIG, "PSCLAP_TEST_BUILD=a process")
+    wait_until(lambda: receipts_at_least(place, 1)() and len(psutil.Process(build.pid).children()) > 0)
+    psutil.Process(build.pid).children()[0].kill()
+    assert build.wait(60) == 1
+    assert "a process that wrote shards was killed" in (place.folder / "log").read_text()
+    (place.folder / "utterances.parquet").unlink()
+    assert check_whole_and_go_on(corpus, place, undisturbed) >= 1
 
 
 # Changed after it was interrupted

@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import replace
 
 import numpy as np
+import psutil
 import pytest
 from scipy.stats import chi2_contingency, chisquare
 
@@ -194,3 +195,21 @@ def test_rate_volume_and_pitch_range_are_heard():
 def test_an_unknown_voice_is_refused():
     with pytest.raises(PsclapError, match=r"no voice 'plane'; defined voices: \['plain'\]"):
         list(espeak.synthesise([VOICE], [espeak.Request("Hello.", "plane")], 1))
+
+
+def test_a_speaker_that_dies_is_told_and_none_is_left(tmp_path):
+    before = psutil.Process().children()
+    said = espeak.synthesise([VOICE], [espeak.Request("Good morning.", "plain")] * 50, 2)
+    assert next(said).any()
+    speakers = [child for child in psutil.Process().children() if child not in before]
+    assert len(speakers) == 2
+    for speaker in speakers:
+        speaker.kill()
+    with pytest.raises(RuntimeError, match=r"espeak-ng: 'Good morning.' was not said: its process was killed"):
+        list(said)
+    with espeak._Speaker() as speaker:
+        job = {"home": str(tmp_path), "voice": "en", "text": "Rain.", "options": 0}
+        job |= {"rate_wpm": 175, "volume_percent": 100, "pitch_range_percent": 50}
+        with pytest.raises(RuntimeError, match=r"'Rain.' was not said: espeak-ng did not start with the data in"):
+            speaker.say(job)
+    assert not [child for child in psutil.Process().children() if child not in before]

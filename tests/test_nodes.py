@@ -31,7 +31,7 @@ from psclap.scoring.job import ScoreJob
 from psclap.training.journal import Journal
 from stages import shard, train
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.soak]  # clusters of three nodes, which take two cores minutes to start
 
 VARIANT = "combined"
 STEPS = 30

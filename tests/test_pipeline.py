@@ -301,12 +301,15 @@ def test_another_licence_only_registers_again(project: Project) -> None:
 def test_a_worse_model_does_not_become_the_champion(project: Project, server: str) -> None:
     """Only what depends on the changed setting runs again."""
     params = project.folder / "params.yaml"
-    mapping = yaml.safe_load(params.read_text())
+    before = params.read_text()
+    mapping = yaml.safe_load(before)
     mapping["train"]["combined"]["learning_rate"] = 1e-9
+    mapping["resources"]["cpu_workers"] = 0  # this once the stage's own process trains
     params.write_text(yaml.safe_dump(mapping, sort_keys=False))
     (project.folder / "worse.yaml").write_text(yaml.safe_dump({**RETRAIN, "targets": ["register@combined"]}))
     process = project.start("python", "-m", "pipelines.retrain", "--config", "worse.yaml")
     out, err = process.communicate(timeout=1500)
+    params.write_text(before)
     assert process.returncode == 10, err
     ran = {line.split("'")[1] for line in out.splitlines() if line.startswith("Running stage")}
     assert ran == {"train@combined", "evaluate@combined", "register@combined"}

@@ -172,7 +172,7 @@ def written(output: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in (output / "clips").glob("part-*")}
 
 
-@pytest.mark.soak  # test_nodes.py scores from S3 to S3, with a node lost
+@pytest.mark.soak  # test_storms.py scores from S3 to S3, without Ray
 def test_from_s3_to_s3(model: Path, corpus: Path, undisturbed: Path, s3_server: str) -> None:
     s3 = fsspec.filesystem("s3")
     s3.put(str(corpus), f"{s3_server}/scoring/corpus", recursive=True)

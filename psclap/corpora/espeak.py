@@ -1,60 +1,40 @@
 """espeak-ng as a library: own voices in, 16-bit speech out, byte-identical on every run.
 
 espeak-ng keeps state between utterances, so a repeat inside one process differs even in length. Every
-utterance is therefore synthesised in a process of its own, forked for it, with the generators of breath and
-flutter seeded: about 10 ms each, independent of order and of the number of processes.
+utterance is therefore synthesised in a process of its own, forked for it from a small one (`espeak_process`), with
+the generators of breath and flutter seeded: independent of order and of the number of processes.
 """
 
 from __future__ import annotations
 
-import ctypes
-import multiprocessing
+import json
 import re
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import takewhile
-from multiprocessing.connection import Connection
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Any, NamedTuple
 
 import espeakng_loader
 import numpy as np
 
+from psclap.corpora import espeak_process
+from psclap.corpora.espeak_process import PHONEME_EVENTS, SAMPLE_RATE_HZ
 from psclap.errors import PsclapError
-from psclap.parallel import process_map
+from psclap.parallel import available_cpus
 from psclap.text import espeak_reader
-from psclap.text.espeak_reader import endless
 
-SAMPLE_RATE_HZ = 22050
-_SYNCHRONOUS = 2  # AUDIO_OUTPUT_SYNCHRONOUS: samples go to our callback before espeak_Synth returns
-_DONT_EXIT = 0x8000  # espeakINITIALIZE_DONT_EXIT: a bad data path is returned, not exit()ed on
-_PHONEME_EVENTS = 1 | 2  # espeakINITIALIZE_PHONEME_EVENTS, and _PHONEME_IPA for their names
-_LIST_TERMINATED, _PHONEME = 0, 7  # espeak_EVENT_TYPE
-_UTF8 = 1
-_RATE, _VOLUME, _RANGE = 1, 2, 4  # espeak_PARAMETER
 _MAX_HOME_LENGTH = 150  # espeak-ng cuts longer data paths off
-_SEED = 1
 _SHARED_DATA = ("intonations", "lang", "phondata", "phonindex", "phontab")
 
 _STRESS = "ˈˌ"
 
-
-class _EventName(ctypes.Union):
-    _fields_ = (("name", ctypes.c_char_p), ("string", ctypes.c_char * 8))
-
-
-class _Event(ctypes.Structure):
-    """espeak_EVENT (speak_lib.h); `sample` counts from the beginning of the text."""
-
-    _fields_ = (
-        *(("type", ctypes.c_int), ("unique_identifier", ctypes.c_uint), ("text_position", ctypes.c_int)),
-        *(("length", ctypes.c_int), ("audio_position_ms", ctypes.c_int), ("sample", ctypes.c_int)),
-        *(("user_data", ctypes.c_void_p), ("id", _EventName)),
-    )
-
-
-_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event))
 _Mark = tuple[str, int]
 """The name of a phoneme's event, and the sample at which it begins; a pause has no name."""
 
@@ -106,7 +86,7 @@ def synthesise_timed(
     What lies between two phonemes is a pause. Two phonemes of one sound have one time: an English /l/ behind a vowel
     is in espeak-ng the end of that vowel, and lasts 0 s. Raises PsclapError as `synthesise` does.
     """
-    for request, wave, marks in _spoken(voices, requests, processes, language, _PHONEME_EVENTS):
+    for request, wave, marks in _spoken(voices, requests, processes, language, PHONEME_EVENTS):
         yield wave, _timed(request, language, marks, len(wave))
 
 
@@ -122,8 +102,12 @@ def _spoken(
     with tempfile.TemporaryDirectory(prefix="espeak-") as folder:
         for voice in voices:
             _write_data_home(Path(folder) / voice.name, voice, _dictionaries(spoken_by))
-        jobs = [(f"{folder}/{request.voice}", spoken_by, request, options) for request in requests]
-        for request, (wave, marks) in zip(requests, process_map(_in_own_process, jobs, processes), strict=True):
+        jobs = [
+            {**asdict(request), "home": f"{folder}/{request.voice}", "voice": f"{spoken_by}+{request.voice}"}
+            for request in requests
+        ]
+        answers = _answers([{**job, "options": options} for job in jobs], processes or available_cpus())
+        for request, (wave, marks) in zip(requests, answers, strict=True):
             if not wave.any():
                 raise PsclapError(f"espeak: no sound came of the text {request.text!r}; give it words")
             yield request, wave, marks
@@ -183,46 +167,47 @@ def _dictionaries(spoken_by: str) -> set[str]:
     return {f"{named[1] if named else Path(spoken_by).name.split('-')[0]}_dict", "en_dict"}
 
 
-def _in_own_process(job: tuple[str, str, Request, int]) -> tuple[np.ndarray, list[_Mark]]:
-    context = multiprocessing.get_context("fork")
-    receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_synthesise_one, args=(sender, *job))
-    child.start()
-    sender.close()
-    try:
-        return receiver.recv()
-    except EOFError:
-        raise RuntimeError(f"the espeak-ng process of {job[2]!r} died; its message is above") from None
-    finally:
-        child.join()
+def _answers(jobs: Sequence[dict[str, Any]], processes: int) -> Iterator[tuple[np.ndarray, list[_Mark]]]:
+    """What is said for each job, in order, by that many speakers at a time."""
+    free: SimpleQueue[_Speaker] = SimpleQueue()
+
+    def say(job: dict[str, Any]) -> tuple[np.ndarray, list[_Mark]]:
+        speaker = free.get()
+        try:
+            return speaker.say(job)
+        finally:
+            free.put(speaker)
+
+    with ExitStack() as stack:
+        for _ in range(min(processes, len(jobs))):
+            free.put(stack.enter_context(_Speaker()))
+        pool = ThreadPoolExecutor(max(1, processes))
+        stack.callback(pool.shutdown, cancel_futures=True)
+        yield from pool.map(say, jobs)
 
 
-def _synthesise_one(sender: Connection, home: str, spoken_by: str, request: Request, options: int) -> None:
-    library = ctypes.CDLL(espeakng_loader.get_library_path())
-    if library.espeak_Initialize(_SYNCHRONOUS, 0, home.encode(), _DONT_EXIT | options) != SAMPLE_RATE_HZ:
-        raise RuntimeError(f"espeak-ng did not start with the data in {home}")
-    if library.espeak_SetVoiceByName(f"{spoken_by}+{request.voice}".encode()) != 0:
-        raise RuntimeError(f"espeak-ng has no voice {spoken_by!r}")
-    # Initialising seeds both generators from the clock.
-    library.espeak_ng_SetRandSeed(ctypes.c_long(_SEED))
-    ctypes.CDLL(None).srand(_SEED)
-    library.espeak_SetParameter(_RATE, request.rate_wpm, 0)
-    library.espeak_SetParameter(_VOLUME, request.volume_percent, 0)
-    library.espeak_SetParameter(_RANGE, request.pitch_range_percent, 0)
+class _Speaker:
+    """The program `espeak_process`; leaving the `with` block ends it."""
 
-    chunks: list[np.ndarray] = [np.empty(0, np.int16)]
-    marks: list[_Mark] = []
+    def __enter__(self) -> _Speaker:
+        command = [sys.executable, "-I", "-S", espeak_process.__file__, espeakng_loader.get_library_path()]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        return self
 
-    def keep(samples, count, events):  # type: ignore[no-untyped-def]
-        if samples and count > 0:
-            chunks.append(np.ctypeslib.as_array(samples, shape=(count,)).copy())
-        for event in takewhile(lambda event: event.type != _LIST_TERMINATED, endless(events)):
-            if event.type == _PHONEME:
-                marks.append((event.id.string.decode(errors="ignore"), event.sample))
-        return 0
+    def say(self, job: dict[str, Any]) -> tuple[np.ndarray, list[_Mark]]:
+        """Raises RuntimeError for what is not said."""
+        told, said = self._process.stdin, self._process.stdout
+        assert told
+        assert said
+        try:
+            told.write(json.dumps(job).encode() + b"\n")
+            told.flush()
+            answer = json.loads(said.readline() or '{"error": "its process was killed"}')
+        except BrokenPipeError:
+            answer = {"error": "its process was killed"}
+        if "error" in answer:
+            raise RuntimeError(f"espeak-ng: {job['text']!r} was not said: {answer['error']}")
+        return np.frombuffer(said.read(answer["bytes"]), np.int16), [(name, at) for name, at in answer["marks"]]
 
-    callback = _CALLBACK(keep)
-    library.espeak_SetSynthCallback(callback)
-    text = request.text.encode()
-    library.espeak_Synth(text, ctypes.c_size_t(len(text) + 1), 0, 0, 0, _UTF8, None, None)
-    sender.send((np.concatenate(chunks), marks))
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self._process.communicate()
