@@ -176,6 +176,7 @@ class ResourcesConfig:
 
     With 0 `cpu_workers` the process that was started trains, without Ray: for models so small that their training is
     shorter than the start of workers. Nothing then starts it anew, but running it again goes on all the same.
+    `threads_per_cpu_worker` are those of evaluating voices, too.
 
     A worker that makes no progress for `hang_timeout_s` is ended and the training goes on from its last checkpoint, as
     after a worker's death; `max_failures` times in all.
