@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pickle
 import shutil
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -175,6 +174,7 @@ def _fit_here(run: Run, folder: Path, journal: Journal) -> None:
 
 def _fit(run: Run, folder: Path, journal: Journal, workers: int) -> None:
     """Trains to the end on Ray. Raises KeyboardInterrupt where a signal ended it before, with a checkpoint written."""
+    import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
     from ray.train.torch import TorchConfig
 
@@ -187,7 +187,7 @@ def _fit(run: Run, folder: Path, journal: Journal, workers: int) -> None:
     worker = Worker(run.training, _store(run, folder), journal, journal.run, keeper, threads, reads)
     trainer = Trainer(
         work,
-        train_loop_config={"worker": pickle.dumps(worker)},
+        train_loop_config={"worker": ray.put(worker)},
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=workers,

@@ -7,12 +7,11 @@ imported where only they come.
 from __future__ import annotations
 
 import contextlib
-import pickle
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipelines.keeper import Keeper, KeptTracker, new_hang_report
 from pipelines.stopping import RaySignals
@@ -48,12 +47,12 @@ class Worker:
         return self.journal.folder.parent.name
 
 
-def work(config: Mapping[str, bytes]) -> None:
-    """One worker; runs in a process of Ray's. `config` holds a pickled Worker."""
+def work(config: Mapping[str, Any]) -> None:
+    """One worker; runs in a process of Ray's. `config` holds a reference to a Worker."""
     import ray.train
     import torch
 
-    worker: Worker = pickle.loads(config["worker"])
+    worker: Worker = ray.get(config["worker"])
     if worker.keeper.failure() is not None:  # Ray starts workers anew whatever they failed of; this needs a user first
         return
     if worker.threads:

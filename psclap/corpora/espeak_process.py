@@ -57,14 +57,15 @@ def main() -> None:
 def _answer(library: ctypes.CDLL, job: dict[str, Any]) -> None:
     """In one write at the end: a child that dies before has said nothing."""
     try:
-        samples, marks = _spoken(library, job)
+        samples, marks = spoken(library, job)
     except RuntimeError as error:
         _write({"error": str(error)})
     else:
         _write({"bytes": len(samples), "marks": marks}, samples)
 
 
-def _spoken(library: ctypes.CDLL, job: dict[str, Any]) -> tuple[bytes, list[tuple[str, int]]]:
+def spoken(library: ctypes.CDLL, job: dict[str, Any]) -> tuple[bytes, list[tuple[str, int]]]:
+    """The samples and marks of a text, in a process that has said nothing yet. Raises RuntimeError."""
     started = library.espeak_Initialize(_SYNCHRONOUS, 0, job["home"].encode(), _DONT_EXIT | job["options"])
     if started != SAMPLE_RATE_HZ:
         raise RuntimeError(f"espeak-ng did not start with the data in {job['home']}")
