@@ -34,7 +34,7 @@ demo: setup
 
 # The end-to-end runs wait as much as they compute: three processes side by side. Each is shown when it has ended.
 test: setup
-	@echo 'The tests run for 25 to 30 minutes, in three processes; what they say comes when they end.'
+	@echo 'The tests run for 20 to 25 minutes, in three processes; what they say comes when they end.'
 	@$(MAKE) --no-print-directory --jobs=3 --output-sync=target test-pipeline test-slow test-rest
 
 # Ray's workers would give way to all the rest (nice 15), and be waited for.

@@ -71,8 +71,8 @@ def train_variant(run: Run, model_folder: Path) -> Trained:
     """
     index = run.training.open_index()
     identity = _identity(run.training, index)
-    # A stage lives on when only the `dvc` that started it is killed; two must not write to one journal.
     on_ray = _is_for_ray(run.resources)
+    # A stage lives on when only the `dvc` that started it is killed; two must not write to one journal.
     with alone(run.storage / f"{run.name}.lock"), ray_session() if on_ray else nullcontext():
         workers = _num_workers(run.resources) if on_ray else 0
         check_training(run.training, index, max(1, workers))
@@ -162,12 +162,12 @@ def _fit_here(run: Run, folder: Path, journal: Journal) -> None:
     copy, flag = _copy(run, folder), OwnFlag()
     tracker = JournalTracker(journal, copy.update if copy else None)
 
-    def work() -> None:
+    def go_on() -> None:
         torch.set_num_threads(run.resources.threads_per_cpu_worker)
         with system_metrics(tracker.system):
             train(run.training, tracker, _store(run, folder), signals=flag)
 
-    _, stopped = run_until_stopped(work, flag, log.info)
+    _, stopped = run_until_stopped(go_on, flag, log.info)
     if stopped:
         raise KeyboardInterrupt
 
@@ -187,7 +187,7 @@ def _fit(run: Run, folder: Path, journal: Journal, workers: int) -> None:
     worker = Worker(run.training, _store(run, folder), journal, journal.run, keeper, threads, reads)
     trainer = Trainer(
         work,
-        train_loop_config={"worker": ray.put(worker)},
+        train_loop_config={"worker": ray.put(worker)},  # what it is of takes seconds to import: for workers only
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=workers,
